@@ -1,0 +1,137 @@
+//! What this host says of itself while it lives: heartbeats, and the inventory when it changed.
+
+use super::running::{Running, What};
+use super::{Identity, start::Parts};
+use crate::assignment::{Key, Wanted};
+use proto::v1 as pb;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Every so many beats the inventory goes along although it did not change.
+const FULL_EVERY: u64 = 10;
+
+/// The latest state of what the loop tells, shared with who answers questions.
+#[derive(Default)]
+pub(super) struct Pulse {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    beat: pb::Beat,
+    /// Inventory without counters: what counts as a change.
+    bare: Vec<pb::Running>,
+}
+
+/// Why a component is not up.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub(super) revision: u64,
+    pub(super) error: String,
+}
+
+impl Pulse {
+    /// The latest beat with its inventory, under a number of its own.
+    pub(super) fn latest(&self) -> pb::Beat {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.beat.seq += 1;
+        state.beat.clone()
+    }
+
+    /// The next beat to publish.
+    pub(super) fn next(&self, parts: &Parts, inventory: Vec<pb::Running>, fence: (u64, u64), leaving: bool) -> pb::Beat {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let bare: Vec<pb::Running> =
+            inventory.iter().map(|r| pb::Running { requests: 0, errors: 0, ..r.clone() }).collect();
+        let first = state.beat.seq == 0;
+        let changed = bare != state.bare || first;
+        if changed {
+            state.bare = bare;
+            state.beat.inventory_version += 1;
+        }
+        state.beat.seq += 1;
+        (state.beat.term, state.beat.generation) = fence;
+        state.beat.leaving = leaving;
+        state.beat.dropped = parts.bus.drops().total();
+        state.beat.inventory = Some(pb::Inventory { items: inventory });
+        let full = changed || state.beat.seq % FULL_EVERY == 0;
+        let inventory = if full { state.beat.inventory.clone() } else { None };
+        pb::Beat { inventory, ..state.beat.clone() }
+    }
+
+    pub(super) fn begin(&self, identity: &Identity) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.beat.lattice = identity.lattice.to_string();
+        state.beat.host = identity.host.to_string();
+        state.beat.boot = identity.boot.clone();
+    }
+}
+
+/// What runs, what is being brought up, and what failed.
+pub(super) fn inventory(
+    running: &Running,
+    wanted: &BTreeMap<Key, Wanted>,
+    failed: &BTreeMap<Key, Failure>,
+) -> Vec<pb::Running> {
+    let mut items: Vec<pb::Running> = running
+        .list()
+        .into_iter()
+        .map(|(key, have, what)| {
+            let stats = match &what {
+                What::Actor(actor) => actor.stats(),
+                What::Provider(_) => Default::default(),
+            };
+            pb::Running {
+                app: key.0.to_string(),
+                component: key.1.to_string(),
+                revision: have.revision,
+                replicas: have.replicas,
+                state: pb::RunState::Running.into(),
+                error: String::new(),
+                requests: stats.requests,
+                errors: stats.errors,
+            }
+        })
+        .collect();
+    for (key, want) in wanted {
+        let up = items.iter().any(|i| i.revision == want.revision && i.app == key.0.as_str() && i.component == key.1.as_str());
+        if up {
+            continue;
+        }
+        let failure = failed.get(key).filter(|f| f.revision == want.revision);
+        items.push(pb::Running {
+            app: key.0.to_string(),
+            component: key.1.to_string(),
+            revision: want.revision,
+            replicas: want.replicas,
+            state: if failure.is_some() { pb::RunState::Failed } else { pb::RunState::Starting }.into(),
+            error: failure.map(|f| f.error.chars().take(2_000).collect()).unwrap_or_default(),
+            ..Default::default()
+        });
+    }
+    items
+}
+
+impl Identity {
+    pub(super) fn hello(&self, parts: &Parts) -> pb::Hello {
+        let (term, generation) = parts.pulse.fence();
+        pb::Hello {
+            lattice: self.lattice.to_string(),
+            host: self.host.to_string(),
+            name: self.name.clone(),
+            boot: self.boot.clone(),
+            labels: self.labels.clone(),
+            facts: Some(self.facts.clone()),
+            ingress: self.ingress.clone(),
+            term,
+            generation,
+        }
+    }
+}
+
+impl Pulse {
+    fn fence(&self) -> (u64, u64) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.beat.term, state.beat.generation)
+    }
+}

@@ -1,0 +1,324 @@
+//! The loop: it alone changes what runs. Decides by `assignment`, acts through `start`.
+
+use super::answer::Ends;
+use super::disk::Disk;
+use super::pulse::{Failure, inventory};
+use super::running::{Instance, What};
+use super::start::Parts;
+use super::{Command, Identity};
+use crate::assignment::{self, Action, Have, Key, Verdict, Wanted};
+use crate::ingress::{Ingress, Routes};
+use proto::app::Kind;
+use proto::v1 as pb;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+const BEAT_MS_DEFAULT: u32 = 2_000;
+/// Components brought up at once.
+const STARTS_MAX: usize = 4;
+/// Time for requests under way when a component is stopped or replaced.
+const DRAIN: Duration = Duration::from_secs(30);
+/// Time for requests under way when the host ends.
+const SHUTDOWN_DRAIN: Duration = Duration::from_secs(5);
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// How often expired values are looked for.
+const SWEEP: Duration = Duration::from_secs(10);
+
+pub(super) struct Loop {
+    identity: Identity,
+    parts: Parts,
+    disk: Disk,
+    routes: watch::Sender<Arc<Routes>>,
+    ingress: Option<Ingress>,
+    _ends: Ends,
+    stored: Option<pb::Assignment>,
+    wanted: BTreeMap<Key, Wanted>,
+    up: BTreeMap<Key, Instance>,
+    /// Being brought up, in which revision.
+    starting: BTreeMap<Key, u64>,
+    failed: BTreeMap<Key, (Failure, u32, Instant)>,
+    starts: JoinSet<(Key, Wanted, Result<Instance, String>)>,
+    changed: bool,
+}
+
+impl Loop {
+    pub(super) fn new(
+        identity: Identity,
+        parts: Parts,
+        disk: Disk,
+        routes: watch::Sender<Arc<Routes>>,
+        ingress: Option<Ingress>,
+        ends: Ends,
+    ) -> Self {
+        parts.pulse.begin(&identity);
+        Self {
+            identity,
+            parts,
+            disk,
+            routes,
+            ingress,
+            _ends: ends,
+            stored: None,
+            wanted: BTreeMap::new(),
+            up: BTreeMap::new(),
+            starting: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            starts: JoinSet::new(),
+            changed: true,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        if let Some(stored) = self.disk.assignment() {
+            let fits = assignment::accept(None, &stored, self.identity.lattice.as_str(), self.identity.host.as_str());
+            if fits == Verdict::Accept {
+                tracing::info!(generation = stored.generation, apps = stored.apps.len(), "starting from the last assignment");
+                self.adopt(stored);
+            }
+        }
+        let mut connection = self.parts.bus.connection();
+        let mut beat = tokio::time::interval(self.beat_every());
+        let mut sweep = tokio::time::interval(SWEEP);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut greeted = 0;
+        loop {
+            let now = *connection.borrow_and_update();
+            if now.up && now.count != greeted {
+                greeted = now.count;
+                self.hello().await;
+                self.changed = true;
+            }
+            self.reconcile();
+            if std::mem::take(&mut self.changed) {
+                self.beat(false).await;
+            }
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Assign(assignment, answer)) => {
+                        let every = self.beat_every();
+                        self.assign(*assignment, answer).await;
+                        if self.beat_every() != every {
+                            beat = tokio::time::interval(self.beat_every());
+                        }
+                    }
+                    Some(Command::Shutdown { leaving, done }) => {
+                        self.end(leaving).await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return self.end(false).await,
+                },
+                Some(started) = self.starts.join_next() => self.started(started),
+                Ok(()) = connection.changed() => {}
+                _ = beat.tick() => self.beat(false).await,
+                _ = sweep.tick() => self.sweep(),
+            }
+        }
+    }
+
+    fn beat_every(&self) -> Duration {
+        let asked = self.stored.as_ref().map_or(0, |s| s.beat_ms);
+        let ms = if asked == 0 { BEAT_MS_DEFAULT } else { asked.clamp(100, 60_000) };
+        Duration::from_millis(u64::from(ms))
+    }
+
+    async fn hello(&self) {
+        let hello = self.identity.hello(&self.parts);
+        let subject = self.parts.bus.subjects().hello(&self.identity.host);
+        if let Err(error) = self.parts.bus.publish(subject, bus::encode(&hello)).await {
+            tracing::debug!(%error, "hello not sent");
+        }
+    }
+
+    async fn beat(&self, leaving: bool) {
+        let fence = self.stored.as_ref().map_or((0, 0), |s| (s.term, s.generation));
+        let failed = self.failed.iter().map(|(k, (f, ..))| (k.clone(), f.clone())).collect();
+        let items = inventory(&self.parts.running, &self.wanted, &failed);
+        let beat = self.parts.pulse.next(&self.parts, items, fence, leaving);
+        // A beat that waited for the bus would be old news: it is made and dropped.
+        if !self.parts.bus.connection().borrow().up {
+            return;
+        }
+        let subject = self.parts.bus.subjects().beat(&self.identity.host);
+        let mut payload = bus::encode(&beat);
+        if payload.len() > self.parts.bus.message_bytes_max() {
+            // Too much for one message: the scheduler asks for it, and gets it in pieces.
+            payload = bus::encode(&pb::Beat { inventory: None, ..beat });
+        }
+        if let Err(error) = self.parts.bus.publish(subject, payload).await {
+            tracing::debug!(%error, "heartbeat not sent");
+        }
+    }
+
+    /// Takes or refuses an assignment. Stored before it is confirmed.
+    async fn assign(&mut self, new: pb::Assignment, answer: oneshot::Sender<pb::Assigned>) {
+        let (lattice, host) = (self.identity.lattice.as_str(), self.identity.host.as_str());
+        let verdict = assignment::accept(self.stored.as_ref(), &new, lattice, host);
+        let error = match verdict {
+            Verdict::Same => None,
+            Verdict::Refuse(why) => {
+                let reason = if new.lattice == lattice && new.host == host { bus::Reason::Stale } else { bus::Reason::Foreign };
+                self.parts.bus.drops().count(reason);
+                Some(why)
+            }
+            Verdict::Accept => match tokio::task::block_in_place(|| self.disk.store(&new)) {
+                Ok(()) => {
+                    tracing::info!(term = new.term, generation = new.generation, apps = new.apps.len(), "assignment accepted");
+                    self.adopt(new);
+                    None
+                }
+                Err(e) => Some(e.to_string()),
+            },
+        };
+        let (term, generation) = self.stored.as_ref().map_or((0, 0), |s| (s.term, s.generation));
+        let accepted = error.is_none();
+        // Who asked may have stopped waiting.
+        let _ = answer.send(pb::Assigned { accepted, term, generation, error: error.unwrap_or_default() });
+    }
+
+    fn adopt(&mut self, assignment: pb::Assignment) {
+        self.wanted = assignment::wanted(&assignment).expect("an assignment is checked before it is adopted");
+        let (routes, refused) = Routes::from_wire(&assignment.routes);
+        if refused > 0 {
+            tracing::warn!(refused, "routes that this host can not read were left out; update it");
+        }
+        self.routes.send_replace(Arc::new(routes));
+        self.failed.retain(|k, (f, ..)| self.wanted.get(k).is_some_and(|w| w.revision == f.revision));
+        self.stored = Some(assignment);
+        self.changed = true;
+    }
+
+    /// Begins whatever has to happen and can begin now.
+    fn reconcile(&mut self) {
+        let have: BTreeMap<Key, Have> =
+            self.up.iter().map(|(k, i)| (k.clone(), Have { revision: i.revision, replicas: i.replicas })).collect();
+        let now = Instant::now();
+        let mut busy = self.starting.clone();
+        busy.extend(self.failed.iter().filter(|(_, f)| f.2 > now).map(|(k, f)| (k.clone(), f.0.revision)));
+        for action in assignment::actions(&self.wanted, &have, &busy) {
+            match action {
+                Action::Stop(key) => {
+                    tracing::info!(app = %key.0, component = %key.1, "stopped");
+                    self.parts.running.remove(&key);
+                    if let Some(old) = self.up.remove(&key) {
+                        retire(old);
+                    }
+                    self.changed = true;
+                }
+                Action::Scale(key, replicas) => {
+                    if let Some(instance) = self.up.get_mut(&key) {
+                        instance.replicas = replicas;
+                        if let What::Actor(actor) = &instance.what {
+                            actor.set_replicas(replicas);
+                        }
+                        self.parts.running.put(&key, instance);
+                    }
+                    self.changed = true;
+                }
+                Action::Start(key, wanted) => {
+                    if self.starts.len() >= STARTS_MAX || self.starting.contains_key(&key) {
+                        continue;
+                    }
+                    self.starting.insert(key.clone(), wanted.revision);
+                    let parts = self.parts.clone();
+                    self.starts.spawn(async move {
+                        let result = parts.start(&key, &wanted).await;
+                        (key, wanted, result)
+                    });
+                }
+            }
+        }
+    }
+
+    fn started(&mut self, joined: Result<(Key, Wanted, Result<Instance, String>), tokio::task::JoinError>) {
+        self.changed = true;
+        let (key, started, result) = match joined {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::error!(%error, "bringing up a component ended without a word");
+                self.starting.clear();
+                return;
+            }
+        };
+        self.starting.remove(&key);
+        match result {
+            Ok(instance) => {
+                // What it was started for may have changed meanwhile: `reconcile` sees to the rest.
+                if !self.wanted.contains_key(&key) {
+                    return retire(instance);
+                }
+                tracing::info!(app = %key.0, component = %key.1, revision = instance.revision, "running");
+                self.failed.remove(&key);
+                self.parts.running.put(&key, &instance);
+                if let Some(old) = self.up.insert(key, instance) {
+                    retire(old);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(app = %key.0, component = %key.1, revision = started.revision, %error, "not running");
+                let tries = self.failed.get(&key).filter(|f| f.0.revision == started.revision).map_or(0, |f| f.1) + 1;
+                let wait = RETRY_MIN.saturating_mul(1 << tries.min(6)).min(RETRY_MAX);
+                let failure = Failure { revision: started.revision, error };
+                self.failed.insert(key, (failure, tries, Instant::now() + wait));
+            }
+        }
+    }
+
+    /// Housekeeping: expired values, artifacts that nothing names once half of the room is taken.
+    fn sweep(&self) {
+        if let Some(store) = self.parts.keyvalue.get().cloned() {
+            tokio::spawn(async move {
+                if let Err(error) = store.sweep().await {
+                    tracing::warn!(error, "expired values not removed");
+                }
+            });
+        }
+        let (held, max) = self.parts.artifacts.bytes();
+        if held * 2 < max {
+            return;
+        }
+        let named = self.wanted.values().flat_map(|w| w.app.components.values()).filter_map(|c| match &c.kind {
+            Kind::Actor(a) => a.digest.clone(),
+            Kind::Provider(_) => None,
+        });
+        let named: BTreeSet<_> = named.collect();
+        for (digest, _) in self.parts.artifacts.list().into_iter().filter(|(d, _)| !named.contains(d)) {
+            if let Err(error) = self.parts.artifacts.remove(&digest) {
+                tracing::warn!(%digest, %error, "artifact not removed");
+            }
+        }
+    }
+
+    async fn end(&mut self, leaving: bool) {
+        if leaving {
+            self.beat(true).await;
+        }
+        if let Some(ingress) = self.ingress.take() {
+            ingress.stop(SHUTDOWN_DRAIN).await;
+        }
+        self.starts.abort_all();
+        for (key, instance) in std::mem::take(&mut self.up) {
+            self.parts.running.remove(&key);
+            if let What::Actor(actor) = &instance.what {
+                actor.drain(SHUTDOWN_DRAIN).await;
+            }
+        }
+    }
+}
+
+/// Lets requests under way finish, then lets go of it.
+fn retire(instance: Instance) {
+    tokio::spawn(async move {
+        let Instance { what, servings, .. } = instance;
+        for serving in servings {
+            let _ = tokio::time::timeout(DRAIN, serving.drain()).await;
+        }
+        if let What::Actor(actor) = what {
+            actor.drain(DRAIN).await;
+        }
+    });
+}

@@ -1,0 +1,94 @@
+//! What runs on this host now. Read on every call, written by the agent's loop alone.
+
+use crate::assignment::{Have, Key};
+use crate::call::{HttpServe, Serve};
+use crate::engine::Actor;
+use crate::ingress::Here;
+use crate::link::{Local, LocalProvider};
+use crate::provider::keyvalue::KeyvalueStore;
+use proto::app::Name;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// A component that is up.
+pub(super) struct Instance {
+    pub(super) revision: u64,
+    pub(super) replicas: u32,
+    pub(super) what: What,
+    /// Its subscriptions on the bus: it is called from other hosts while these live.
+    pub(super) servings: Vec<bus::Serving>,
+}
+
+#[derive(Clone)]
+pub(super) enum What {
+    Actor(Arc<Actor>),
+    Provider(KeyvalueStore),
+}
+
+#[derive(Clone)]
+struct Entry {
+    what: What,
+    have: Have,
+}
+
+/// By app, then component: looked up without making a key.
+#[derive(Default)]
+pub(super) struct Running {
+    all: RwLock<BTreeMap<Name, BTreeMap<Name, Entry>>>,
+}
+
+impl Running {
+    pub(super) fn put(&self, key: &Key, instance: &Instance) {
+        let have = Have { revision: instance.revision, replicas: instance.replicas };
+        let entry = Entry { what: instance.what.clone(), have };
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        all.entry(key.0.clone()).or_default().insert(key.1.clone(), entry);
+    }
+
+    pub(super) fn remove(&self, key: &Key) {
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(components) = all.get_mut(&key.0) {
+            components.remove(&key.1);
+            if components.is_empty() {
+                all.remove(&key.0);
+            }
+        }
+    }
+
+    fn get(&self, app: &str, component: &str) -> Option<What> {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        Some(all.get(app)?.get(component)?.what.clone())
+    }
+
+    pub(super) fn actor_named(&self, app: &str, component: &str) -> Option<Arc<Actor>> {
+        match self.get(app, component)? {
+            What::Actor(actor) => Some(actor),
+            What::Provider(_) => None,
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<(Key, Have, What)> {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        let each = all.iter().flat_map(|(app, components)| components.iter().map(move |c| (app, c)));
+        each.map(|(app, (component, e))| ((app.clone(), component.clone()), e.have, e.what.clone())).collect()
+    }
+}
+
+impl Local for Running {
+    fn provider(&self, app: &Name, component: &Name) -> Option<LocalProvider> {
+        match self.get(app.as_str(), component.as_str())? {
+            What::Provider(store) => Some(LocalProvider::Keyvalue(store)),
+            What::Actor(_) => None,
+        }
+    }
+
+    fn actor(&self, app: &Name, component: &Name) -> Option<Arc<dyn Serve>> {
+        Some(self.actor_named(app.as_str(), component.as_str())?)
+    }
+}
+
+impl Here for Running {
+    fn http(&self, app: &Name, actor: &Name) -> Option<Arc<dyn HttpServe>> {
+        Some(self.actor_named(app.as_str(), actor.as_str())?)
+    }
+}

@@ -1,0 +1,115 @@
+//! Brings one component up: fetch its bytes, load, link, offer it on the bus. May take long; runs beside the loop.
+
+use super::pulse::Pulse;
+use super::running::{Instance, Running, What};
+use crate::artifact::{self, fetch};
+use crate::assignment::{Key, Wanted};
+use crate::engine::{Engine, Spec};
+use crate::link::{Table, permit};
+use crate::logs::Logs;
+use crate::provider::keyvalue::KeyvalueStore;
+use crate::provider::serve::KeyValueServer;
+use crate::rpc::{HTTP_INTERFACE, Permit, serve_component, serve_http};
+use bus::Bus;
+use proto::app::{Actor, App, Component, Kind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::OnceCell;
+
+/// What every component of a host shares.
+#[derive(Clone)]
+pub(super) struct Parts {
+    pub(super) bus: Bus,
+    pub(super) engine: Engine,
+    pub(super) artifacts: Arc<artifact::Store>,
+    pub(super) running: Arc<Running>,
+    pub(super) logs: Logs,
+    pub(super) keyvalue: Arc<OnceCell<KeyvalueStore>>,
+    pub(super) keyvalue_dir: PathBuf,
+    pub(super) pulse: Arc<Pulse>,
+}
+
+impl Parts {
+    /// The component, ready to be called. The error is for people: what failed, and the next step.
+    pub(super) async fn start(&self, key: &Key, wanted: &Wanted) -> Result<Instance, String> {
+        let component = wanted.app.components.get(&key.1).ok_or("the app has no such component")?;
+        match &component.kind {
+            Kind::Actor(actor) => self.actor(key, wanted, component, actor).await,
+            Kind::Provider(_) => self.provider(key, wanted).await,
+        }
+    }
+
+    async fn actor(&self, key: &Key, wanted: &Wanted, component: &Component, actor: &Actor) -> Result<Instance, String> {
+        let digest = actor.digest.clone().ok_or("its image was not resolved; apply the app again")?;
+        fetch::fetch(&self.bus, &self.artifacts, &digest).await.map_err(|e| e.to_string())?;
+        let (store, wants) = (self.artifacts.clone(), digest.clone());
+        let bytes = move || match store.read(&wants) {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) => Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the artifact was removed")),
+            Err(e) => Err(std::io::Error::other(e)),
+        };
+        let module = self.engine.load(&digest, bytes).await.map_err(|e| e.to_string())?;
+        let imports = Table::new(wanted.app.clone(), key.1.clone(), self.running.clone(), self.bus.clone());
+        let spec = Spec {
+            app: key.0.clone(),
+            actor: key.1.clone(),
+            revision: wanted.revision,
+            replicas: wanted.replicas,
+            config: component.config.clone(),
+            grants: actor.grants.clone(),
+            limits: actor.limits.clone(),
+            imports: Arc::new(imports),
+            logs: self.logs.sink(&key.0, &key.1),
+        };
+        let running = self.engine.prepare(&module, spec).map_err(|e| e.to_string())?;
+        let bus_error = |e: bus::Error| e.to_string();
+        let mut servings = Vec::new();
+        let exports = running.exports();
+        let (http, others): (Vec<String>, Vec<String>) =
+            exports.into_iter().partition(|e| e.split('@').next() == Some(HTTP_INTERFACE));
+        if !http.is_empty() {
+            servings.push(serve_http(&self.bus, &key.0, &key.1, running.clone()).await.map_err(bus_error)?);
+        }
+        // Only what some link of the app leads here for is offered to other hosts.
+        let linked: Vec<String> = others.into_iter().filter(|e| is_linked(&wanted.app, key, e)).collect();
+        let permit = permit_of(&wanted.app);
+        let more = serve_component(&self.bus, &key.0, &key.1, &linked, running.clone(), permit).await;
+        servings.extend(more.map_err(bus_error)?);
+        Ok(Instance {
+            revision: wanted.revision,
+            replicas: wanted.replicas,
+            what: What::Actor(running),
+            servings,
+        })
+    }
+
+    async fn provider(&self, key: &Key, wanted: &Wanted) -> Result<Instance, String> {
+        let dir = self.keyvalue_dir.clone();
+        let open = || async move {
+            // Opening reads the disk: not on a thread that serves.
+            let opened = tokio::task::spawn_blocking(move || KeyvalueStore::open(&dir)).await;
+            opened.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+        };
+        let store = self.keyvalue.get_or_try_init(open).await?.clone();
+        let server = Arc::new(KeyValueServer::new(store.clone(), key.0.clone(), key.1.clone()));
+        let interfaces: Vec<String> = KeyValueServer::interfaces().iter().map(|i| (*i).to_owned()).collect();
+        let permit = permit_of(&wanted.app);
+        let servings = serve_component(&self.bus, &key.0, &key.1, &interfaces, server, permit).await;
+        Ok(Instance {
+            revision: wanted.revision,
+            replicas: wanted.replicas,
+            what: What::Provider(store),
+            servings: servings.map_err(|e| e.to_string())?,
+        })
+    }
+}
+
+fn is_linked(app: &App, key: &Key, interface: &str) -> bool {
+    let interface = interface.split('@').next().unwrap_or(interface);
+    app.links.iter().any(|l| l.provider == key.1 && l.interface_names().any(|i| i == interface))
+}
+
+fn permit_of(app: &Arc<App>) -> Permit {
+    let app = app.clone();
+    Arc::new(move |caller| permit(&app, caller))
+}

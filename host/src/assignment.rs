@@ -1,0 +1,200 @@
+//! Compares what this host was assigned with what it runs. Pure: decides, never does.
+
+use proto::app::{App, Name};
+use proto::v1 as pb;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// App and component.
+pub type Key = (Name, Name);
+
+/// What one component shall be on this host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    pub revision: u64,
+    pub replicas: u32,
+    pub app: Arc<App>,
+}
+
+/// What one component is on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Have {
+    pub revision: u64,
+    pub replicas: u32,
+}
+
+/// What has to happen to one component.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Bring it up; what runs of an older revision serves until it is ready.
+    Start(Key, Wanted),
+    /// The same revision, another number of slots.
+    Scale(Key, u32),
+    Stop(Key),
+}
+
+/// Whether an assignment that arrived is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    Accept,
+    /// Exactly what is stored: confirm it again, change nothing.
+    Same,
+    Refuse(String),
+}
+
+/// Fences by (term, generation): what is older than the stored one is refused. A new term with the same generation
+/// carries the same content.
+pub fn accept(stored: Option<&pb::Assignment>, new: &pb::Assignment, lattice: &str, host: &str) -> Verdict {
+    if new.lattice != lattice || new.host != host {
+        return Verdict::Refuse(format!("it is for host {:?} of lattice {:?}", new.host, new.lattice));
+    }
+    if let Err(problem) = wanted(new) {
+        return Verdict::Refuse(problem);
+    }
+    let Some(stored) = stored else { return Verdict::Accept };
+    let (have, got) = ((stored.term, stored.generation), (new.term, new.generation));
+    match got.cmp(&have) {
+        std::cmp::Ordering::Greater => Verdict::Accept,
+        std::cmp::Ordering::Equal if stored == new => Verdict::Same,
+        std::cmp::Ordering::Equal => Verdict::Refuse(format!(
+            "generation {} of term {} was stored with other content: a scheduler must not change what it has sent",
+            new.generation, new.term
+        )),
+        std::cmp::Ordering::Less => Verdict::Refuse(format!(
+            "term {}, generation {} is older than term {}, generation {} that this host has stored; if the schedulers \
+             lost their data, remove `assignment` in the host's data folder and start it again",
+            got.0, got.1, have.0, have.1
+        )),
+    }
+}
+
+/// The components of an assignment, or what is wrong with it.
+pub fn wanted(assignment: &pb::Assignment) -> Result<BTreeMap<Key, Wanted>, String> {
+    let mut all = BTreeMap::new();
+    for slice in &assignment.apps {
+        let app = App::from_json(&slice.spec).map_err(|e| format!("app {:?} does not decode: {e}", slice.app))?;
+        if app.name.as_str() != slice.app {
+            return Err(format!("app {:?} carries the spec of {:?}", slice.app, app.name.as_str()));
+        }
+        let app = Arc::new(app);
+        for (component, replicas) in &slice.replicas {
+            let Some((name, _)) = app.components.get_key_value(component.as_str()) else {
+                return Err(format!("app {:?} has no component {component:?}", slice.app));
+            };
+            let wanted = Wanted { revision: slice.revision, replicas: *replicas, app: app.clone() };
+            if all.insert((app.name.clone(), name.clone()), wanted).is_some() {
+                return Err(format!("{}/{component} is assigned twice", slice.app));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// What has to happen, in key order. `busy` says which revision of a component is being brought up already, or failed
+/// and is not due again.
+pub fn actions(
+    wanted: &BTreeMap<Key, Wanted>,
+    have: &BTreeMap<Key, Have>,
+    busy: &BTreeMap<Key, u64>,
+) -> Vec<Action> {
+    let mut actions: Vec<Action> =
+        have.keys().filter(|k| !wanted.contains_key(*k)).cloned().map(Action::Stop).collect();
+    for (key, want) in wanted {
+        match have.get(key) {
+            Some(h) if h.revision == want.revision => {
+                if h.replicas != want.replicas {
+                    actions.push(Action::Scale(key.clone(), want.replicas));
+                }
+            }
+            _ if busy.get(key) == Some(&want.revision) => {}
+            _ => actions.push(Action::Start(key.clone(), want.clone())),
+        }
+    }
+    actions
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "helpers of tests")]
+    use super::*;
+
+    fn assignment(term: u64, generation: u64, revision: u64, replicas: &[(&str, u32)]) -> pb::Assignment {
+        let actor = serde_json::json!({ "kind": { "actor": { "image": "a" } }, "scaler": { "spread": { "replicas": 1, "spread": [] } } });
+        let spec = serde_json::json!({ "name": "shop", "components": { "cart": actor, "mail": actor } });
+        pb::Assignment {
+            lattice: "l".into(),
+            host: "h".into(),
+            term,
+            generation,
+            apps: vec![pb::AppSlice {
+                app: "shop".into(),
+                revision,
+                spec: serde_json::to_vec(&spec).unwrap(),
+                replicas: replicas.iter().map(|(n, r)| ((*n).to_owned(), *r)).collect(),
+            }],
+            ..Default::default()
+        }
+    }
+
+    fn key(component: &str) -> Key {
+        ("shop".parse().unwrap(), component.parse().unwrap())
+    }
+
+    #[test]
+    fn older_assignments_are_refused() {
+        let stored = assignment(2, 10, 1, &[("cart", 1)]);
+        let verdict = |term, generation| {
+            let new = assignment(term, generation, 1, &[("cart", 1)]);
+            match accept(Some(&stored), &new, "l", "h") {
+                Verdict::Accept => "accept",
+                Verdict::Same => "same",
+                Verdict::Refuse(_) => "refuse",
+            }
+        };
+        assert_eq!(verdict(2, 10), "same");
+        assert_eq!(verdict(2, 11), "accept");
+        assert_eq!(verdict(3, 10), "accept");
+        assert_eq!(verdict(2, 9), "refuse");
+        assert_eq!(verdict(1, 99), "refuse");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let check = |change: &dyn Fn(&mut pb::Assignment), says: &str| {
+            let mut new = assignment(1, 1, 1, &[("cart", 1)]);
+            change(&mut new);
+            match accept(None, &new, "l", "h") {
+                Verdict::Refuse(why) => assert!(why.contains(says), "{why}"),
+                other => panic!("{says}: {other:?}"),
+            }
+        };
+        check(&|a| a.host = "other".into(), "is for host");
+        check(&|a| a.lattice = "other".into(), "of lattice");
+        check(&|a| a.apps[0].spec.truncate(5), "does not decode");
+        check(&|a| a.apps[0].app = "else".into(), "carries the spec of");
+        check(&|a| a.apps.push(a.apps[0].clone()), "assigned twice");
+        check(&|a| drop(a.apps[0].replicas.insert("nobody".into(), 1)), "no component");
+    }
+
+    #[test]
+    fn actions_are_the_difference() {
+        let want = wanted(&assignment(1, 1, 2, &[("cart", 3), ("mail", 1)])).unwrap();
+        let have = |list: &[(&str, u64, u32)]| -> BTreeMap<Key, Have> {
+            list.iter().map(|(c, revision, replicas)| (key(c), Have { revision: *revision, replicas: *replicas })).collect()
+        };
+        let names = |have: &BTreeMap<Key, Have>, busy: &[(&str, u64)]| -> Vec<String> {
+            let busy = busy.iter().map(|(c, r)| (key(c), *r)).collect();
+            let name = |a: Action| match a {
+                Action::Start(k, w) => format!("start {} r{}", k.1, w.revision),
+                Action::Scale(k, n) => format!("scale {} {n}", k.1),
+                Action::Stop(k) => format!("stop {}", k.1),
+            };
+            actions(&want, have, &busy).into_iter().map(name).collect()
+        };
+        assert_eq!(names(&have(&[]), &[]), ["start cart r2", "start mail r2"]);
+        assert_eq!(names(&have(&[]), &[("cart", 2)]), ["start mail r2"]);
+        assert_eq!(names(&have(&[("cart", 1, 3), ("mail", 2, 1)]), &[("cart", 1)]), ["start cart r2"]);
+        assert_eq!(names(&have(&[("cart", 2, 1), ("mail", 2, 1), ("old", 1, 1)]), &[]), ["stop old", "scale cart 3"]);
+        assert_eq!(names(&have(&[("cart", 2, 3), ("mail", 2, 1)]), &[]), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,134 @@
+//! How wasmtime is set up: one function, so that every engine of one build makes code that the others can load, and
+//! the sizes that this machine can carry.
+//!
+//! Memory mappings are the scarce thing: past `vm.max_map_count` any allocation of the process can fail, so the
+//! number of instances is cut well below it.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use wasmtime::{Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
+
+/// What an engine is built from.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where compiled code is kept; made with mode 0700 if it is not there.
+    pub cache_dir: PathBuf,
+    /// Linear memory that all instances together may have; 0 is three quarters of what the machine or its cgroup has.
+    pub memory_bytes: u64,
+    /// Instances alive at once; cut to what the machine's mappings allow.
+    pub instances_max: u32,
+}
+
+/// Epoch ticks come this often. A guest that computes gives way to others at each.
+pub(super) const TICK_MS: u64 = 10;
+/// Core instances that one component may hold: toolchains for Python and JavaScript make a dozen.
+pub(super) const CORE_INSTANCES_MAX: u32 = 64;
+pub(super) const TABLES_MAX: u32 = 64;
+pub(super) const MEMORIES_MAX: u32 = 16;
+/// Elements of one table.
+pub(super) const TABLE_ELEMENTS_MAX: usize = 100_000;
+
+/// Frames noted when a guest traps; the first names the function.
+const BACKTRACE_FRAMES_MAX: usize = 8;
+/// Mappings of one live instance: memory, its image, guards, tables, a stack and its guard; with room to spare.
+const MAPS_PER_INSTANCE: u64 = 10;
+/// Linux's default, taken where there is nothing to read.
+const MAPS_DEFAULT: u64 = 65_530;
+/// Of a live instance's memory, what stays resident for the next one in that slot.
+const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
+
+/// What the machine can carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) instances: u32,
+    pub(super) memory_bytes: u64,
+}
+
+impl Size {
+    pub(super) fn of(config: &Config) -> Self {
+        let maps = read_number("/proc/sys/vm/max_map_count").unwrap_or(MAPS_DEFAULT);
+        size(config.memory_bytes, config.instances_max, maps, machine_memory_bytes())
+    }
+}
+
+/// Half of the mappings are for instances, the rest for loaded code and everything else.
+fn size(memory_bytes: u64, instances_max: u32, maps: u64, machine_bytes: Option<u64>) -> Size {
+    let by_maps = u32::try_from(maps / 2 / MAPS_PER_INSTANCE).unwrap_or(u32::MAX);
+    let machine_bytes = machine_bytes.unwrap_or(u64::MAX);
+    let memory_bytes = match memory_bytes {
+        0 => machine_bytes / 4 * 3,
+        asked => asked.min(machine_bytes),
+    };
+    Size { instances: instances_max.min(by_maps).max(1), memory_bytes }
+}
+
+/// Memory that this process may use: what the machine has, or its cgroup's limit if that is less.
+pub fn machine_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?.split_whitespace().next()?.parse::<u64>().ok()?;
+    let cgroup = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+        .into_iter()
+        .filter_map(read_number)
+        .min();
+    Some(cgroup.unwrap_or(u64::MAX).min(kib.saturating_mul(1024)))
+}
+
+fn read_number(path: &str) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The one place where wasmtime is configured. `pool` is left out on machines that can not reserve the address space.
+pub(super) fn wasmtime_config(pool: Option<Size>) -> wasmtime::Config {
+    let mut config = wasmtime::Config::new();
+    config
+        .strategy(Strategy::Cranelift)
+        .cranelift_opt_level(OptLevel::Speed)
+        .wasm_component_model(true)
+        // Only WASI 0.2 is served so far: calls are about three times cheaper without the tables of 0.3.
+        .concurrency_support(false)
+        .epoch_interruption(true)
+        .memory_init_cow(true)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(BACKTRACE_FRAMES_MAX));
+    if let Some(size) = pool {
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(size)));
+    }
+    config
+}
+
+fn pooling(size: Size) -> PoolingAllocationConfig {
+    let n = size.instances;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(n.saturating_mul(2))
+        .total_core_instances(n.saturating_mul(16))
+        .total_memories(n.saturating_mul(2))
+        .total_tables(n.saturating_mul(8))
+        .total_stacks(n)
+        .max_core_instances_per_component(CORE_INSTANCES_MAX)
+        .max_memories_per_component(MEMORIES_MAX)
+        .max_tables_per_component(TABLES_MAX)
+        .max_memories_per_module(MEMORIES_MAX)
+        .max_tables_per_module(TABLES_MAX)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .max_unused_warm_slots(n.min(256));
+    if std::env::var("P_KEEP").is_ok() { let k = std::env::var("P_KEEP").unwrap().parse().unwrap(); pool.linear_memory_keep_resident(k).table_keep_resident(k).async_stack_keep_resident(k); }
+    if std::env::var("P_BATCH").is_ok() { pool.decommit_batch_size(std::env::var("P_BATCH").unwrap().parse().unwrap()); }
+    if PoolingAllocationConfig::is_pagemap_scan_available() && std::env::var("P_NOSCAN").is_err() {
+        // Without the scan, what is kept has to be cleared byte by byte, which costs more than it saves.
+        pool.pagemap_scan(Enabled::Yes)
+            .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
+            .table_keep_resident(KEEP_RESIDENT_BYTES);
+    }
+    pool
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_stay_below_the_mappings_and_memory_below_the_machine() {
+        assert_eq!(size(0, 10_000, 65_530, Some(8 << 30)), Size { instances: 3276, memory_bytes: 6 << 30 });
+        assert_eq!(size(1 << 30, 100, 65_530, Some(8 << 30)), Size { instances: 100, memory_bytes: 1 << 30 });
+        assert_eq!(size(16 << 30, 0, 1, Some(8 << 30)), Size { instances: 1, memory_bytes: 8 << 30 });
+    }
+}

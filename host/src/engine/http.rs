@@ -1,0 +1,208 @@
+//! An HTTP request to an actor: its `wasi:http/incoming-handler` in a fresh instance. The head of the response goes
+//! out as soon as the guest gives it; the guest then runs on for the body, within the same deadline.
+//!
+//! What belongs to a connection (hop-by-hop headers, upgrades, listening) is the ingress's business.
+
+use super::actor::{Actor, Entering, HANDLER, Run, Shared};
+use super::output::Log;
+use super::state::{HEADER_BYTES_MAX, State};
+use crate::call::{Body, CallError, HttpServe};
+use bytes::Bytes;
+use http::uri::Scheme;
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::{Frame, SizeHint};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio::time::timeout_at;
+use wasmtime_wasi_http::{Error, WasiHttpView as _};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::http::types;
+use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+
+/// Headers of one request.
+const HEADERS_MAX: usize = 256;
+
+type Head = Result<Response<HyperOutgoingBody>, types::ErrorCode>;
+type Guest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+
+#[async_trait::async_trait]
+impl HttpServe for Actor {
+    async fn http(&self, request: Request<Body>, deadline: Option<Duration>) -> Result<Response<Body>, CallError> {
+        Self::http(self, request, deadline).await
+    }
+}
+
+impl Actor {
+    /// Answers one request. An error means that no response began; a body that breaks off later ends with an error.
+    pub async fn http(&self, request: Request<Body>, deadline: Option<Duration>) -> Result<Response<Body>, CallError> {
+        self.shared.count(Box::pin(self.try_http(request, deadline)).await)
+    }
+
+    async fn try_http(&self, request: Request<Body>, asked: Option<Duration>) -> Result<Response<Body>, CallError> {
+        let label = &self.shared.env.label;
+        let Some(proxy) = &self.proxy else {
+            return Err(CallError::Invalid(format!("actor {label} does not export {HANDLER}")));
+        };
+        check_head(&request)?;
+        let run = self.shared.enter(asked, Entering::First).await?;
+        let deadline = run.deadline;
+        let log = run.store.data().log().clone();
+        let broken = Arc::new(OnceLock::new());
+        let (tx, rx) = oneshot::channel();
+        let guest = guest(self.shared.clone(), proxy.clone(), run, request, tx, broken.clone());
+        let mut guest = Running { guest: Some(Box::pin(guest)), ended: None };
+        let head = match timeout_at(deadline.into(), guest.head(rx)).await {
+            Ok(head) => head,
+            Err(_) => return Err(self.shared.late(&log)),
+        };
+        let response = match head {
+            Some(Ok(response)) => response,
+            Some(Err(code)) => return Err(CallError::Trapped(format!("actor {label} answered with an error: {code}"))),
+            None => return Err(guest.ended.and_then(Result::err).unwrap_or_else(|| no_response(label))),
+        };
+        guest.run_on(self.shared.clone(), log, deadline, broken.clone());
+        Ok(response.map(|inner| Outgoing { inner, broken: Some(broken) }.boxed_unsync()))
+    }
+}
+
+fn no_response(label: &str) -> CallError {
+    CallError::Trapped(format!("actor {label} ended without a response"))
+}
+
+fn check_head(request: &Request<Body>) -> Result<(), CallError> {
+    let headers = request.headers();
+    let uri = request.uri();
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>()
+        + uri.path_and_query().map_or(0, |p| p.as_str().len());
+    if headers.len() > HEADERS_MAX || bytes > HEADER_BYTES_MAX {
+        return Err(CallError::TooLarge(format!(
+            "{} headers with {bytes} bytes: at most {HEADERS_MAX} with {HEADER_BYTES_MAX} are allowed",
+            headers.len()
+        )));
+    }
+    let host = headers.get(http::header::HOST).is_some_and(|host| host.to_str().is_ok());
+    if uri.authority().is_none() && !host {
+        return Err(CallError::Invalid("the request names no host: send a Host header".to_owned()));
+    }
+    Ok(())
+}
+
+/// The whole invocation. Why it broke off is noted before the store is dropped, since that ends the body.
+async fn guest(
+    shared: Arc<Shared>,
+    proxy: ProxyPre<State>,
+    mut run: Run,
+    request: Request<Body>,
+    tx: oneshot::Sender<Head>,
+    broken: Arc<OnceLock<CallError>>,
+) -> Result<(), CallError> {
+    let store = &mut run.store;
+    let call = async {
+        let scheme = match request.uri().scheme() {
+            Some(scheme) if *scheme == Scheme::HTTPS => types::Scheme::Https,
+            _ => types::Scheme::Http,
+        };
+        let request = store.data_mut().http().new_incoming_request(scheme, request)?;
+        let out = store.data_mut().http().new_response_outparam(tx)?;
+        let proxy = proxy.instantiate_async(&mut *store).await?;
+        proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await
+    };
+    let ended = call.await.map_err(|e| shared.failed(&run.store, &e));
+    if let Err(e) = &ended {
+        let _ = broken.set(e.clone());
+    }
+    ended
+}
+
+/// A guest and what came of it. It runs on its caller's task until the head is there: most are done by then.
+struct Running {
+    guest: Option<Guest>,
+    ended: Option<Result<(), CallError>>,
+}
+
+impl Running {
+    /// The head of the response; `None` when the guest ended without one.
+    async fn head(&mut self, mut rx: oneshot::Receiver<Head>) -> Option<Head> {
+        // Once the guest gave up its right to answer, what it ends with says why.
+        let mut given_up = false;
+        std::future::poll_fn(|cx| {
+            if self.poll(cx).is_ready() {
+                // Not `poll`: that may put off even a head that is there, to let other tasks run.
+                return Poll::Ready(rx.try_recv().ok());
+            }
+            if given_up {
+                return Poll::Pending;
+            }
+            match std::task::ready!(Pin::new(&mut rx).poll(cx)) {
+                Ok(head) => Poll::Ready(Some(head)),
+                Err(_) => {
+                    given_up = true;
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(guest) = &mut self.guest else { return Poll::Ready(()) };
+        let Poll::Ready(ended) = guest.as_mut().poll(cx) else { return Poll::Pending };
+        self.guest = None;
+        self.ended = Some(ended);
+        Poll::Ready(())
+    }
+
+    /// Lets a guest that has more to do go on by itself, until its deadline.
+    fn run_on(mut self, shared: Arc<Shared>, log: Arc<Log>, deadline: Instant, broken: Arc<OnceLock<CallError>>) {
+        if let Some(ended) = self.ended {
+            let _ = shared.count(ended);
+        }
+        let Some(mut guest) = self.guest.take() else { return };
+        tokio::spawn(async move {
+            let ended = match timeout_at(deadline.into(), &mut guest).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    let late = shared.late(&log);
+                    let _ = broken.set(late.clone());
+                    Err(late)
+                }
+            };
+            drop(guest);
+            let _ = shared.count(ended);
+        });
+    }
+}
+
+/// A response's body as the guest writes it. If the guest breaks off, so does the body: a client must not take half
+/// of it for the whole.
+struct Outgoing {
+    inner: HyperOutgoingBody,
+    broken: Option<Arc<OnceLock<CallError>>>,
+}
+
+impl hyper::body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
+            Some(Err(e)) => Poll::Ready(Some(Err(e))),
+            None => {
+                let broken = self.broken.take();
+                let error = broken.and_then(|b| b.get().map(|e| Error::InternalError(Some(e.to_string()))));
+                Poll::Ready(error.map(Err))
+            }
+        }
+    }
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,255 @@
+//! Runs components: one wasmtime engine per process, compiled once per digest, linked once per actor, a fresh instance
+//! per invocation.
+//!
+//! Reading order: `config` (how wasmtime is set up), `cache` (compiled code on disk), `module` (what a component
+//! imports and exports), `actor` (an actor revision and its invocations), `http` and `dynamic` (the two kinds of
+//! calls), `state` (what an instance carries), `wasi` (what grants come to), `glue` (capabilities), `gate` (the queue).
+//!
+//! A trap, an endless loop or a memory bomb ends one invocation, with a named error. Nothing in here may panic on what
+//! a guest does, and nothing that a guest can grow is without a bound.
+
+mod actor;
+mod cache;
+mod config;
+mod dynamic;
+mod gate;
+mod glue;
+mod http;
+mod module;
+mod output;
+mod state;
+#[cfg(test)]
+mod tests;
+mod wasi;
+
+pub use actor::{Actor, Spec, Stats};
+pub use config::{Config, machine_memory_bytes};
+pub use module::Module;
+#[cfg(test)]
+pub(crate) use tests::from_wit;
+
+use cache::Cache;
+use config::{Size, TICK_MS};
+use proto::app::{ARTIFACT_BYTES_MAX, Digest};
+use state::{Budget, State};
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use wasmtime::component::{Component, Linker};
+
+/// The version in the lock file, which a test compares; the crate does not tell it.
+const WASMTIME_VERSION: &str = "48.0.8";
+
+/// Why a component can not be run here.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("wasmtime can not start on this machine: {0}")]
+    Start(String),
+    #[error("the cache of compiled code in {dir}: {source}; make it a folder that this user can write")]
+    Cache { dir: String, source: io::Error },
+    #[error("artifact {digest} can not be read: {source}; it will be fetched again")]
+    Read { digest: Digest, source: io::Error },
+    #[error("artifact {digest} is damaged: its bytes have the digest {found}; it will be fetched again")]
+    Damaged { digest: Digest, found: Digest },
+    #[error("artifact {digest} has {bytes} bytes; at most {ARTIFACT_BYTES_MAX} are allowed")]
+    TooLarge { digest: Digest, bytes: u64 },
+    #[error("artifact {digest} is not a component: {reason}")]
+    NotComponent { digest: Digest, reason: String },
+    #[error("actor {actor} imports what nothing here can serve: {unserved}")]
+    Imports { actor: String, unserved: String },
+    #[error("actor {actor} is granted what this host can not give: {reason}")]
+    Grant { actor: String, reason: String },
+    #[error("actor {actor} can not be linked: {reason}")]
+    Link { actor: String, reason: String },
+}
+
+/// The engine of this process; clones are the same engine.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: wasmtime::Engine,
+    /// WASI, linked once; each actor adds what it imports to a copy.
+    wasi: Linker<State>,
+    cache: Arc<Cache>,
+    size: Size,
+    /// What is loaded, and the right to load it, by digest.
+    modules: Mutex<HashMap<Digest, Arc<Loading>>>,
+    /// Compiling takes seconds of CPU: one component at a time.
+    compiling: Arc<tokio::sync::Mutex<()>>,
+    /// Instances that may be alive.
+    slots: Arc<Semaphore>,
+    budget: Arc<Budget>,
+    /// Numbers instances, for their logs.
+    instances: Arc<AtomicU64>,
+}
+
+type Loading = tokio::sync::Mutex<Weak<Module>>;
+
+impl Engine {
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let size = Size::of(&config);
+        let (engine, size) = start(size)?;
+        let cache = Cache::open(&config.cache_dir, &engine)
+            .map_err(|source| Error::Cache { dir: config.cache_dir.display().to_string(), source })?;
+        let wasi = link_wasi(&engine).map_err(|e| Error::Start(format!("{e:#}")))?;
+        tick(&engine).map_err(|e| Error::Start(e.to_string()))?;
+        let permits = usize::try_from(size.instances).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                engine,
+                wasi,
+                cache: Arc::new(cache),
+                size,
+                modules: Mutex::default(),
+                compiling: Arc::default(),
+                slots: Arc::new(Semaphore::new(permits)),
+                budget: Budget::new(size.memory_bytes),
+                instances: Arc::default(),
+            }),
+        })
+    }
+
+    /// "wasmtime 48.0.8".
+    pub fn version() -> String {
+        format!("wasmtime {WASMTIME_VERSION}")
+    }
+
+    /// Interfaces that any component can import here without a link to another actor, with the versions served. Those
+    /// of keyvalue and keystore want a link to a provider.
+    pub fn interfaces() -> Vec<String> {
+        module::interfaces()
+    }
+
+    /// Instances that may be alive at once on this machine.
+    pub fn instances_max(&self) -> u32 {
+        self.inner.size.instances
+    }
+
+    /// Linear memory that all live instances have, and may have, in bytes.
+    pub fn memory_bytes(&self) -> (u64, u64) {
+        (self.inner.budget.used(), self.inner.size.memory_bytes)
+    }
+
+    /// The component of `digest`: the one already loaded, else mapped from the cache, else compiled from what `bytes`
+    /// gives. Never compiles the same component twice at once; compiles off the threads that serve.
+    pub async fn load(
+        &self,
+        digest: &Digest,
+        bytes: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
+    ) -> Result<Arc<Module>, Error> {
+        let mut loading = self.loading(digest).lock_owned().await;
+        if let Some(module) = loading.upgrade() {
+            return Ok(module);
+        }
+        let (inner, digest) = (self.inner.clone(), digest.clone());
+        // The right to load goes along: it is held even if the caller gives up.
+        let task = tokio::task::spawn_blocking(move || {
+            let component = match inner.cache.load(&inner.engine, &digest) {
+                Some(component) => component,
+                None => {
+                    let _one = inner.compiling.blocking_lock();
+                    compile(&inner, &digest, bytes)?
+                }
+            };
+            let module = Arc::new(Module::new(&inner.engine, digest, component));
+            *loading = Arc::downgrade(&module);
+            Ok(module)
+        });
+        task.await.unwrap_or_else(|e| Err(Error::Start(format!("loading ended: {e}"))))
+    }
+
+    /// Links an actor once for all its invocations. The error names every import that nothing serves.
+    pub fn prepare(&self, module: &Arc<Module>, spec: Spec) -> Result<Arc<Actor>, Error> {
+        Actor::new(self, module, spec).map(Arc::new)
+    }
+
+    fn loading(&self, digest: &Digest) -> Arc<Loading> {
+        let mut modules = self.inner.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loading) = modules.get(digest) {
+            return loading.clone();
+        }
+        // What nobody runs or loads any more is forgotten here, so that the table is as long as what is in use.
+        modules.retain(|_, l| Arc::strong_count(l) > 1 || l.try_lock().map_or(true, |m| m.strong_count() > 0));
+        modules.entry(digest.clone()).or_default().clone()
+    }
+}
+
+/// Reserves address space for as many instances as may be, fewer if the machine refuses, none if it can not at all.
+fn start(mut size: Size) -> Result<(wasmtime::Engine, Size), Error> {
+    loop {
+        match wasmtime::Engine::new(&config::wasmtime_config(Some(size))) {
+            Ok(engine) => return Ok((engine, size)),
+            Err(error) if size.instances > 16 => {
+                tracing::info!(instances = size.instances, %error, "pool refused; trying half");
+                size.instances /= 2;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no pool on this machine: instances start more slowly");
+                let engine = wasmtime::Engine::new(&config::wasmtime_config(None));
+                return engine.map(|e| (e, size)).map_err(|e| Error::Start(format!("{e:#}")));
+            }
+        }
+    }
+}
+
+fn link_wasi(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    Ok(linker)
+}
+
+/// Moves the epoch on, so that a guest that computes gives way to others. Ends with the engine.
+fn tick(engine: &wasmtime::Engine) -> io::Result<()> {
+    let engine = engine.weak();
+    let tick = Duration::from_millis(TICK_MS);
+    std::thread::Builder::new()
+        .name("epoch".into())
+        .spawn(move || {
+            while let Some(engine) = engine.upgrade() {
+                engine.increment_epoch();
+                drop(engine);
+                std::thread::sleep(tick);
+            }
+        })
+        .map(drop)
+}
+
+fn compile(inner: &Inner, digest: &Digest, bytes: impl FnOnce() -> io::Result<Vec<u8>>) -> Result<Component, Error> {
+    let bytes = bytes().map_err(|source| Error::Read { digest: digest.clone(), source })?;
+    let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    if len > ARTIFACT_BYTES_MAX {
+        return Err(Error::TooLarge { digest: digest.clone(), bytes: len });
+    }
+    let found = Digest::of(&bytes);
+    if found != *digest {
+        return Err(Error::Damaged { digest: digest.clone(), found });
+    }
+    let began = std::time::Instant::now();
+    let component = Component::from_binary(&inner.engine, &bytes)
+        .map_err(|e| Error::NotComponent { digest: digest.clone(), reason: not_component(&bytes, &e) })?;
+    let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(%digest, bytes = len, ms, "compiled");
+    let kept = component.serialize().map_err(io::Error::other).and_then(|code| inner.cache.store(digest, &code));
+    if let Err(error) = kept {
+        tracing::warn!(%digest, %error, "compiled code can not be kept; the next start compiles again");
+    }
+    Ok(component)
+}
+
+/// What the bytes are instead, if that can be told.
+fn not_component(bytes: &[u8], error: &wasmtime::Error) -> String {
+    match bytes {
+        [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => {
+            "it is a core module; make a component of it with `wasm-tools component new`".to_owned()
+        }
+        [b'\0', b'a', b's', b'm', ..] => format!("{error:#}"),
+        _ => "it is no WebAssembly at all".to_owned(),
+    }
+}

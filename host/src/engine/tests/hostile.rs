@@ -1,0 +1,216 @@
+//! Guests that trap, loop, grow and recurse: their caller is told in time, their neighbours do not notice.
+
+use super::*;
+use proto::app::Limits;
+use std::time::{Duration, Instant};
+
+fn limits(deadline_ms: u64) -> Limits {
+    Limits { deadline_ms, ..Limits::default() }
+}
+
+#[tokio::test]
+async fn a_trap_names_its_reason_and_the_next_request_is_served() {
+    let world = World::new();
+    let actor = world.actor(hostile(), world.spec()).await;
+    let error = actor.http(get("/trap"), None).await.unwrap_err();
+    let CallError::Trapped(message) = &error else { panic!("{error:?}") };
+    assert!(message.starts_with("actor shop/cart trapped: wasm `unreachable` instruction executed"), "{message}");
+    assert!(message.contains(" in function "), "{message}");
+    let error = actor.http(get("/panic"), None).await.unwrap_err();
+    assert!(matches!(error, CallError::Trapped(_)), "{error:?}");
+    let error = actor.http(get("/silent"), None).await.unwrap_err();
+    assert_eq!(error, CallError::Trapped("actor shop/cart ended without a response".into()));
+    assert!(text(actor.http(get("/"), None).await).await.contains("/trap"));
+    let stats = actor.stats();
+    assert_eq!((stats.requests, stats.errors, stats.in_flight, stats.queued), (4, 3, 0, 0));
+    assert!(world.lines.0.lock().unwrap().iter().any(|(s, t)| s == "error" && t.contains("trapped")));
+}
+
+/// On one thread: a guest that never ends must give way by itself.
+#[tokio::test]
+async fn an_endless_loop_ends_at_its_deadline_while_a_neighbour_answers() {
+    let world = World::new();
+    let looping = world.actor(hostile(), Spec { limits: limits(300), ..world.spec() }).await;
+    let hello = world.actor(hello(), world.spec()).await;
+    let began = Instant::now();
+    let answers = async {
+        let mut answers = 0;
+        while began.elapsed() < Duration::from_millis(250) {
+            assert_eq!(text(hello.http(get("/"), None).await).await, "Hello from lattice!\n");
+            answers += 1;
+        }
+        answers
+    };
+    let (looped, answers) = tokio::join!(looping.http(get("/loop"), None), answers);
+    assert!(answers >= 3, "{answers} answers");
+    let CallError::Deadline(message) = looped.unwrap_err() else { panic!("not a deadline") };
+    assert_eq!(
+        message,
+        "actor shop/cart ran past its 300 ms deadline; raise limits.deadline or make it answer sooner"
+    );
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(looping.stats().in_flight, 0);
+}
+
+/// A task that has used up its turn is put off by whatever it awaits; no answer may be lost over that.
+#[tokio::test]
+async fn many_requests_of_one_task_are_all_answered() {
+    let world = World::new();
+    let actor = world.actor(hello(), world.spec()).await;
+    for _ in 0..1_000 {
+        assert_eq!(text(actor.http(get("/"), None).await).await, "Hello from lattice!\n");
+    }
+    assert_eq!(actor.stats().errors, 0);
+}
+
+#[tokio::test]
+async fn a_shorter_deadline_of_the_caller_holds() {
+    let world = World::new();
+    let actor = world.actor(hostile(), world.spec()).await;
+    let began = Instant::now();
+    let error = actor.http(get("/sleep?ms=60000"), Some(Duration::from_millis(50))).await.unwrap_err();
+    assert!(matches!(error, CallError::Deadline(_)), "{error:?}");
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn memory_ends_at_the_limit_and_is_given_back() {
+    let world = World::new();
+    let limits = Limits { memory_bytes: 8 << 20, deadline_ms: 5000, ..Limits::default() };
+    let actor = world.actor(hostile(), Spec { limits, ..world.spec() }).await;
+    let refused = text(actor.http(get("/memory"), None).await).await;
+    let mib = refused.strip_prefix("denied: memory, after ").unwrap().split(' ').next().unwrap().parse::<u32>().unwrap();
+    assert!((5..8).contains(&mib), "{refused}");
+    let error = actor.http(get("/memory?then=abort"), None).await.unwrap_err();
+    let CallError::Trapped(message) = error else { panic!("{error:?}") };
+    assert!(message.contains("wanted more than its 8 MiB of memory; raise limits.memory"), "{message}");
+    assert_eq!(world.engine.memory_bytes().0, 0);
+    // What does not even fit at the start is told the same way.
+    let limits = Limits { memory_bytes: 65_536, ..Limits::default() };
+    let small = world.actor(hostile(), Spec { limits, ..world.spec() }).await;
+    let error = small.http(get("/"), None).await.unwrap_err();
+    assert!(error.to_string().contains("raise limits.memory"), "{error}");
+}
+
+#[tokio::test]
+async fn the_memory_of_all_instances_together_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::new(Config { memory_bytes: 4 << 20, ..config(&dir) }).unwrap();
+    let world = World { engine, dir, lines: Arc::default() };
+    let actor = world.actor(hostile(), world.spec()).await;
+    let error = actor.http(get("/memory?then=abort"), None).await.unwrap_err();
+    let CallError::Overloaded(message) = error else { panic!("{error:?}") };
+    assert!(message.contains("the memory of this host for actors is used up"), "{message}");
+    assert!(text(actor.http(get("/"), None).await).await.contains("/trap"));
+}
+
+#[tokio::test]
+async fn endless_recursion_is_a_trap() {
+    let world = World::new();
+    let actor = world.actor(hostile(), world.spec()).await;
+    let error = actor.http(get("/recurse"), None).await.unwrap_err();
+    // A Rust guest keeps a stack of its own in its memory: which of the two ends first is its business.
+    let CallError::Trapped(message) = error else { panic!("{error:?}") };
+    assert!(message.contains("call stack exhausted") || message.contains("out of bounds"), "{message}");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_ends_with_an_error() {
+    let world = World::new();
+    let actor = world.actor(hostile(), world.spec()).await;
+    let response = actor.http(get("/cut"), None).await.unwrap();
+    let broken = response.into_body().collect().await.unwrap_err();
+    assert!(broken.to_string().contains("actor shop/cart trapped"), "{broken}");
+    assert_eq!(actor.stats().errors, 1);
+}
+
+#[tokio::test]
+async fn bodies_stream_both_ways_within_the_deadline() {
+    let world = World::new();
+    let actor = world.actor(hostile(), world.spec()).await;
+    assert_eq!(text(actor.http(post("/echo", "there and back"), None).await).await, "there and back");
+    let big = actor.http(get("/body?bytes=20000000"), None).await.unwrap();
+    assert_eq!(big.into_body().collect().await.unwrap().to_bytes().len(), 20_000_000);
+    // Nobody reads: the guest is held back, then stopped, and the body says so.
+    let slow = world.actor(hostile(), Spec { limits: limits(200), ..world.spec() }).await;
+    let mut body = slow.http(get("/body?bytes=200000000"), None).await.unwrap().into_body();
+    slow.drain(Duration::from_secs(10)).await;
+    let mut bytes = 0;
+    let error = loop {
+        match body.frame().await.unwrap() {
+            Ok(frame) => bytes += frame.into_data().unwrap().len(),
+            Err(e) => break e,
+        }
+    };
+    assert!(bytes < 8 << 20, "{bytes} bytes were buffered");
+    assert!(error.to_string().contains("deadline"), "{error}");
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_and_a_drain_waits() {
+    let world = World::new();
+    let limits = Limits { queue_len_max: 1, deadline_ms: 10_000, ..Limits::default() };
+    let actor = world.actor(hostile(), Spec { replicas: 1, limits, ..world.spec() }).await;
+    let one = actor.http(get("/sleep?ms=300"), None);
+    let two = actor.http(get("/sleep?ms=1"), None);
+    let three = async {
+        while actor.stats().queued == 0 {
+            tokio::task::yield_now().await;
+        }
+        let refused = actor.http(get("/"), None).await.unwrap_err();
+        let drained = actor.drain(Duration::from_secs(10)).await;
+        (refused, drained)
+    };
+    let (one, two, (refused, drained)) = tokio::join!(one, two, three);
+    assert_eq!(
+        refused,
+        CallError::Overloaded(
+            "actor shop/cart: 1 invocations wait already; scale it up or raise limits.queue".into()
+        )
+    );
+    assert!(one.is_ok() && two.is_ok() && drained);
+    let error = actor.http(get("/"), None).await.unwrap_err();
+    assert!(matches!(error, CallError::Unavailable(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn oversized_and_nameless_requests_are_refused() {
+    let world = World::new();
+    let actor = world.actor(hello(), world.spec()).await;
+    let mut many = get("/");
+    for n in 0..300 {
+        many.headers_mut().append("x-many", n.into());
+    }
+    assert!(matches!(actor.http(many, None).await, Err(CallError::TooLarge(_))));
+    let mut nameless = get("/");
+    nameless.headers_mut().clear();
+    assert!(matches!(actor.http(nameless, None).await, Err(CallError::Invalid(_))));
+    assert_eq!(actor.stats().errors, 2);
+}
+
+#[tokio::test]
+async fn output_is_cut_into_lines_and_bounded() {
+    let world = World::new();
+    let actor = world.actor(hostile(), world.spec()).await;
+    assert_eq!(text(actor.http(get("/log?text=hi"), None).await).await, "logged\n");
+    {
+        let lines = world.lines.0.lock().unwrap();
+        assert!(lines.contains(&("stdout".into(), "stdout hi".into())), "{lines:?}");
+        assert!(lines.contains(&("stderr".into(), "stderr hi".into())), "{lines:?}");
+        assert!(lines.contains(&("warn".into(), "hostile: hi".into())), "{lines:?}");
+    }
+    assert_eq!(text(actor.http(get("/config?key=color"), None).await).await, "color=green\n");
+    let env = actor.shared.env.clone();
+    world.lines.0.lock().unwrap().clear();
+    let log = crate::engine::output::Log::new(env, 7);
+    let stream = crate::engine::output::Stream::new(&log, "stdout");
+    let mut out = wasmtime_wasi::cli::StdoutStream::p2_stream(&stream);
+    out.write(Bytes::from(vec![b'x'; 20_000])).unwrap();
+    for _ in 0..2_000 {
+        out.write(Bytes::from_static(b"\n")).unwrap();
+    }
+    let lines = world.lines.0.lock().unwrap();
+    assert_eq!(lines.len(), 1_001);
+    assert_eq!(lines.iter().take(3).map(|(_, t)| t.len()).collect::<Vec<_>>(), [8192, 8192, 3616]);
+    assert!(lines[1000].1.contains("dropped"));
+}

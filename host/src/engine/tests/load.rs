@@ -1,0 +1,135 @@
+//! From bytes to a prepared actor: the cache, what is refused, and what a refusal says.
+
+use super::*;
+use crate::engine::Error;
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+async fn load(engine: &Engine, bytes: &[u8], reads: &Arc<AtomicU32>) -> Result<Arc<crate::engine::Module>, Error> {
+    let (digest, bytes, reads) = (Digest::of(bytes), bytes.to_vec(), reads.clone());
+    let read = move || {
+        reads.fetch_add(1, Ordering::SeqCst);
+        Ok(bytes)
+    };
+    engine.load(&digest, read).await
+}
+
+fn cached(dir: &tempfile::TempDir, extension: &str) -> PathBuf {
+    let mut files = fs::read_dir(dir.path().join("cache")).unwrap().map(|e| e.unwrap().path());
+    files.find(|p| p.extension().is_some_and(|e| e == extension)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compiled_once_then_mapped_and_healed_when_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let reads = Arc::new(AtomicU32::new(0));
+    let count = || reads.load(Ordering::SeqCst);
+    let engine = Engine::new(config(&dir)).unwrap();
+    let bytes = hello();
+    let (a, b) = tokio::join!(load(&engine, &bytes, &reads), load(&engine, &bytes, &reads));
+    assert!(Arc::ptr_eq(&a.unwrap(), &b.unwrap()));
+    assert_eq!(count(), 1);
+    // Let go and loaded again, and in another engine: from disk.
+    load(&engine, &bytes, &reads).await.unwrap();
+    drop(engine);
+    let engine = Engine::new(config(&dir)).unwrap();
+    load(&engine, &bytes, &reads).await.unwrap();
+    assert_eq!(count(), 1);
+    use std::os::unix::fs::PermissionsExt as _;
+    for name in ["key", ""] {
+        let mode = fs::metadata(dir.path().join("cache").join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{name:?}");
+    }
+
+    // One flipped byte, a lost end, a lost checksum, another host's key: compiled again each time.
+    let code = cached(&dir, "cwasm");
+    let whole = fs::read(&code).unwrap();
+    let mut flipped = whole.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    for (n, damaged) in [(2, &flipped[..]), (3, &whole[..whole.len() / 3]), (4, b"")] {
+        fs::remove_file(&code).unwrap();
+        fs::write(&code, damaged).unwrap();
+        load(&engine, &bytes, &reads).await.unwrap();
+        assert_eq!(count(), n);
+    }
+    fs::remove_file(cached(&dir, "mac")).unwrap();
+    load(&engine, &bytes, &reads).await.unwrap();
+    assert_eq!(count(), 5);
+    fs::write(dir.path().join("cache/key"), [7; 32]).unwrap();
+    let engine = Engine::new(config(&dir)).unwrap();
+    let module = load(&engine, &bytes, &reads).await.unwrap();
+    assert_eq!(count(), 6);
+    assert_eq!(module.exports(), ["wasi:http/incoming-handler"]);
+}
+
+#[tokio::test]
+async fn what_is_no_component_is_refused_by_name() {
+    let world = World::new();
+    let core = wat::parse_str("(module)").unwrap();
+    let truncated = hello()[..2000].to_vec();
+    for (bytes, expect) in [
+        (b"hello".to_vec(), "no WebAssembly at all"),
+        (Vec::new(), "no WebAssembly at all"),
+        (core, "wasm-tools component new"),
+        (truncated, "is not a component"),
+    ] {
+        let error = load(&world.engine, &bytes, &Arc::default()).await.err().unwrap();
+        assert!(matches!(error, Error::NotComponent { .. }), "{error}");
+        assert!(error.to_string().contains(expect), "{error}");
+    }
+    let error = world.engine.load(&Digest::of(b"x"), || Ok(hello())).await.err().unwrap();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    let error = world.engine.load(&Digest::of(b"x"), || Err(std::io::Error::other("gone"))).await.err().unwrap();
+    assert!(matches!(error, Error::Read { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn every_import_that_nobody_serves_is_named_at_once() {
+    let world = World::new();
+    let bytes = from_wit(
+        "package acme:test;
+         interface plain { f: func(a: list<string>) -> result<u32, string>; }
+         interface held { resource thing; make: func() -> thing; }
+         world w { import plain; import held; import lone: func(); export plain; }",
+    );
+    let module = world.engine.load(&Digest::of(&bytes), || Ok(bytes)).await.unwrap();
+    let error = world.engine.prepare(&module, world.spec()).err().unwrap().to_string();
+    assert!(error.starts_with("actor shop/cart imports what nothing here can serve: "), "{error}");
+    assert!(error.contains("acme:test/held: its resource thing can not cross a link"), "{error}");
+    assert!(error.contains("lone: it is not part of an interface"), "{error}");
+    assert!(!error.contains("acme:test/plain"), "{error}");
+
+    let bytes = wat::parse_str(
+        r#"(component
+            (import "wasi:keyvalue/store@0.1.0" (instance (export "f" (func))))
+            (import "wasi:cli/environment@0.3.0" (instance (export "f" (func))))
+            (import "wasi:messaging/x@0.1.0" (instance (export "f" (func)))))"#,
+    )
+    .unwrap();
+    let module = world.engine.load(&Digest::of(&bytes), || Ok(bytes)).await.unwrap();
+    let error = world.engine.prepare(&module, world.spec()).err().unwrap().to_string();
+    assert!(error.contains("wasi:keyvalue/store@0.1.0: this host serves wasi:keyvalue/store@0.2.0-draft"), "{error}");
+    assert!(error.contains("wasi:cli/environment@0.3.0: this host serves wasi:cli/environment@0.2"), "{error}");
+    assert!(!error.contains("messaging"), "{error}");
+}
+
+/// The list of what is served says what the linker has.
+#[tokio::test]
+async fn all_of_wasi_is_linked() {
+    let world = World::new();
+    for interface in Engine::interfaces() {
+        let name = interface.strip_suffix("@0.2").map_or(interface.clone(), |base| format!("{base}@0.2.0"));
+        let text = format!(r#"(component (import "{name}" (instance)))"#);
+        let bytes = wat::parse_str(text).unwrap();
+        let module = world.engine.load(&Digest::of(&bytes), || Ok(bytes)).await.unwrap();
+        world.engine.prepare(&module, world.spec()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+#[test]
+fn the_version_told_is_the_one_in_the_lock_file() {
+    let lock = String::from_utf8(committed("Cargo.lock")).unwrap();
+    let version = lock.split("name = \"wasmtime\"\nversion = \"").nth(1).unwrap().split('"').next().unwrap();
+    assert_eq!(Engine::version(), format!("wasmtime {version}"));
+}

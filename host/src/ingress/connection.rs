@@ -1,0 +1,226 @@
+//! One connection: TLS if it is configured, then HTTP/1 or HTTP/2 by its first bytes. A client that is slow to say
+//! what it wants, or says too much, is cut off; one that is idle for long is let go.
+
+use super::Limits;
+use super::answer::Front;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of a request's line and headers.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Requests at a time on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 256;
+const H2_PING_EVERY: Duration = Duration::from_secs(20);
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// What every HTTP/2 connection begins with (RFC 9113, 3.4).
+const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves one client until it goes, or until `stop`: then what is under way is finished.
+pub(super) async fn serve(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    front: Arc<Front>,
+    limits: Limits,
+    stop: CancellationToken,
+) {
+    // Answers are small and written whole: waiting to fill a packet only delays them.
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => speak(stream, front, limits, stop).await,
+        Some(acceptor) => {
+            let shaken = timeout(limits.head_wait, acceptor.accept(stream));
+            tokio::select! {
+                () = stop.cancelled() => {}
+                shaken = shaken => if let Ok(Ok(stream)) = shaken {
+                    speak(stream, front, limits, stop).await;
+                },
+            }
+        }
+    }
+}
+
+async fn speak<S>(mut stream: S, front: Arc<Front>, limits: Limits, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let first = tokio::select! {
+        () = stop.cancelled() => return,
+        first = timeout(limits.head_wait, first_bytes(&mut stream)) => first,
+    };
+    let Ok(Ok((first, len))) = first else { return };
+    let is_http2 = first == *H2_PREFACE;
+    let io = TokioIo::new(Rewound { first, at: 0, len, stream });
+    let ended =
+        if is_http2 { speak_http2(io, front, limits, stop).await } else { speak_http1(io, front, limits, stop).await };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "ingress connection ended");
+    }
+}
+
+async fn speak_http1<S>(
+    io: TokioIo<Rewound<S>>,
+    front: Arc<Front>,
+    limits: Limits,
+    stop: CancellationToken,
+) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = service_fn(|request: Request<Incoming>| answer(&front, request));
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.head_wait).max_buf_size(HEAD_BYTES_MAX);
+    let mut connection = pin!(builder.serve_connection(io, service));
+    tokio::select! {
+        ended = &mut connection => return ended,
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+async fn speak_http2<S>(
+    io: TokioIo<Rewound<S>>,
+    front: Arc<Front>,
+    limits: Limits,
+    stop: CancellationToken,
+) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let activity = Arc::new(Activity::default());
+    let counted = activity.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (front, under_way) = (front.clone(), UnderWay::begin(&counted));
+        async move {
+            let response = answer(&front, request).await;
+            drop(under_way);
+            response
+        }
+    });
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(H2_PING_EVERY)
+        .keep_alive_timeout(H2_PING_TIMEOUT);
+    let mut connection = pin!(builder.serve_connection(io, service));
+    tokio::select! {
+        ended = &mut connection => return ended,
+        () = stop.cancelled() => {}
+        () = activity.idle(limits.idle) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
+}
+
+async fn answer(front: &Front, request: Request<Incoming>) -> Result<Response<crate::call::Body>, Infallible> {
+    Ok(front.answer(request).await)
+}
+
+/// Requests begun and ended on one HTTP/2 connection.
+#[derive(Default)]
+struct Activity {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+struct UnderWay(Arc<Activity>);
+
+impl UnderWay {
+    fn begin(activity: &Arc<Activity>) -> Self {
+        activity.begun.fetch_add(1, Ordering::Relaxed);
+        Self(activity.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Activity {
+    /// Returns when nothing was under way for `wait`.
+    async fn idle(&self, wait: Duration) {
+        loop {
+            let before = self.begun.load(Ordering::Relaxed);
+            tokio::time::sleep(wait).await;
+            let begun = self.begun.load(Ordering::Relaxed);
+            if begun == before && begun == self.ended.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+}
+
+/// As many bytes as it takes to know that this is HTTP/2 or is not.
+async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<([u8; 24], usize)> {
+    let mut first = [0; 24];
+    let mut len = 0;
+    while len < first.len() && first[..len] == H2_PREFACE[..len] {
+        match stream.read(&mut first[len..]).await? {
+            0 if len == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            0 => break,
+            n => len += n,
+        }
+    }
+    Ok((first, len))
+}
+
+/// A stream whose first bytes were read already.
+struct Rewound<S> {
+    first: [u8; 24],
+    at: usize,
+    len: usize,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.at < this.len {
+            let n = buf.remaining().min(this.len - this.at);
+            buf.put_slice(&this.first[this.at..this.at + n]);
+            this.at += n;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

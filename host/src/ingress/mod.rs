@@ -1,0 +1,174 @@
+//! The way in: HTTP/1.1 and HTTP/2 on one address, to the actors that the route table names. Never listens beyond
+//! loopback in the clear; never lets a client hold more than a connection and bounded memory.
+//!
+//! Reading order: `routes` (pure), `answer` (one request), `connection` (one client), `dispatch` (here or elsewhere).
+
+mod answer;
+mod connection;
+mod dispatch;
+mod routes;
+
+pub use dispatch::{Dispatch, Here, Nearest, REMOTE_DEADLINE};
+pub use routes::{Route, Routes};
+
+use answer::Front;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+/// Why there is no ingress.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "ingress {addr}: refuses to listen beyond loopback without TLS; give it a certificate and key, or an address \
+         such as 127.0.0.1:{port}", port = addr.port()
+    )]
+    Clear { addr: SocketAddr },
+    #[error("ingress {addr}: {source}; choose another address, or port 0 for a free one")]
+    Listen { addr: SocketAddr, source: std::io::Error },
+}
+
+/// Bounds of an ingress.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Clients at a time; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Time for the TLS handshake, and for each request's head, which is also how long HTTP/1 may be idle.
+    pub head_wait: Duration,
+    /// How long HTTP/2 may be idle.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections_max: 10_000, head_wait: Duration::from_secs(10), idle: Duration::from_secs(60) }
+    }
+}
+
+/// That `addr` may be listened on.
+pub fn check_listen(addr: SocketAddr, tls: bool) -> Result<(), Error> {
+    if tls || addr.ip().to_canonical().is_loopback() { Ok(()) } else { Err(Error::Clear { addr }) }
+}
+
+/// A running ingress. Dropping it stops it as `stop` does, without waiting.
+pub struct Ingress {
+    addr: SocketAddr,
+    connections: TaskTracker,
+    stop: DropGuard,
+    /// Ends what is under way, too.
+    cut: CancellationToken,
+}
+
+impl Ingress {
+    /// Listens on `addr` and serves what `routes` says then. `tls` speaks HTTP/2 where the client can.
+    pub async fn start(
+        addr: SocketAddr,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        routes: watch::Receiver<Arc<Routes>>,
+        dispatch: Arc<dyn Dispatch>,
+    ) -> Result<Self, Error> {
+        Self::start_with(addr, tls, routes, dispatch, Limits::default()).await
+    }
+
+    pub async fn start_with(
+        addr: SocketAddr,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        routes: watch::Receiver<Arc<Routes>>,
+        dispatch: Arc<dyn Dispatch>,
+        limits: Limits,
+    ) -> Result<Self, Error> {
+        check_listen(addr, tls.is_some())?;
+        let listener = TcpListener::bind(addr).await.map_err(|source| Error::Listen { addr, source })?;
+        let addr = listener.local_addr().map_err(|source| Error::Listen { addr, source })?;
+        let connections = TaskTracker::new();
+        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        let accept = Accept {
+            listener,
+            tls: tls.map(acceptor),
+            front: Arc::new(Front { routes, dispatch }),
+            limits,
+            connections: connections.clone(),
+            stop: stop.clone(),
+            cut: cut.clone(),
+        };
+        connections.spawn(accept.run());
+        Ok(Self { addr, connections, stop: stop.drop_guard(), cut })
+    }
+
+    /// Where it listens, with the port that was chosen.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Takes no more connections and requests; waits at most `grace` for those under way, then ends them. Whether all
+    /// were finished.
+    pub async fn stop(self, grace: Duration) -> bool {
+        drop(self.stop);
+        self.connections.close();
+        let finished = tokio::time::timeout(grace, self.connections.wait()).await.is_ok();
+        self.cut.cancel();
+        self.connections.wait().await;
+        finished
+    }
+}
+
+fn acceptor(config: Arc<rustls::ServerConfig>) -> TlsAcceptor {
+    if !config.alpn_protocols.is_empty() {
+        return TlsAcceptor::from(config);
+    }
+    let mut config = (*config).clone();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
+
+struct Accept {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    front: Arc<Front>,
+    limits: Limits,
+    connections: TaskTracker,
+    stop: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Accept {
+    async fn run(self) {
+        let room = Arc::new(Semaphore::new(self.limits.connections_max));
+        loop {
+            let next = async {
+                let place = room.clone().acquire_owned().await.expect("never closed");
+                (place, self.listener.accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                () = self.stop.cancelled() => return,
+                next = next => next,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (tls, front, stop) = (self.tls.clone(), self.front.clone(), self.stop.clone());
+                    let (limits, cut) = (self.limits, self.cut.clone());
+                    self.connections.spawn(async move {
+                        tokio::select! {
+                            () = connection::serve(stream, tls, front, limits, stop) => {}
+                            () = cut.cancelled() => {}
+                        }
+                        drop(place);
+                    });
+                }
+                // The client was gone already, or the process has no file left: neither ends the ingress.
+                Err(error) => {
+                    tracing::debug!(%error, "ingress accepts no connection");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! Calls of functions. The subject names what is called, headers name the function and the caller.
+
+use super::{CONCURRENT_MAX, Caller, DEADLINE_DEFAULT, Permit, call_error, refusal};
+use crate::call::{CallError, LinkContext, Serve};
+use crate::value::ENCODED_BYTES_MAX;
+use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving};
+use bytes::Bytes;
+use proto::app::Name;
+use std::sync::Arc;
+use std::time::Instant;
+
+const FUNCTION: &str = "Lattice-Function";
+const APP: &str = "Lattice-App";
+const CONSUMER: &str = "Lattice-Consumer";
+const LINK: &str = "Lattice-Link";
+/// Bytes of the name of a function or a link.
+const NAME_BYTES_MAX: usize = 256;
+
+/// The component `component` of `app` on whichever host runs it.
+pub struct RemoteServe {
+    bus: Bus,
+    app: Name,
+    component: Name,
+}
+
+impl RemoteServe {
+    pub fn new(bus: Bus, app: Name, component: Name) -> Self {
+        Self { bus, app, component }
+    }
+}
+
+#[async_trait::async_trait]
+impl Serve for RemoteServe {
+    async fn serve(
+        &self,
+        link: &LinkContext,
+        interface: &str,
+        function: &str,
+        params: Bytes,
+    ) -> Result<Bytes, CallError> {
+        check_bytes(&params, interface)?;
+        let subject = self.bus.subjects().rpc(&self.app, &self.component, interface);
+        let headers = Headers::from([
+            (FUNCTION.to_owned(), function.to_owned()),
+            (APP.to_owned(), link.app.clone()),
+            (CONSUMER.to_owned(), link.consumer.clone()),
+            (LINK.to_owned(), link.name.clone()),
+        ]);
+        let reply = self.bus.call(subject, headers, params, link.deadline.unwrap_or(DEADLINE_DEFAULT)).await;
+        reply.map(|r| r.payload).map_err(|e| {
+            let who = format!("link {:?} of actor {:?}", link.name, link.consumer);
+            call_error(e, &who, interface, &format!("{}/{}", self.app, self.component))
+        })
+    }
+}
+
+/// Answers calls of `interfaces` of the component `component` of `app` from the bus, sharing them with the other hosts
+/// that run it, for as long as the result is kept. Only callers that `permit` knows are answered.
+pub async fn serve_component(
+    bus: &Bus,
+    app: &Name,
+    component: &Name,
+    interfaces: &[String],
+    serve: Arc<dyn Serve>,
+    permit: Permit,
+) -> Result<Vec<Serving>, bus::Error> {
+    let mut servings = Vec::with_capacity(interfaces.len());
+    for interface in interfaces {
+        let end = Arc::new(End {
+            bus: bus.clone(),
+            app: app.clone(),
+            component: component.clone(),
+            interface: interface.split('@').next().unwrap_or(interface).to_owned(),
+            serve: serve.clone(),
+            permit: permit.clone(),
+        });
+        let subject = bus.subjects().rpc(app, component, interface);
+        let queue = Some("rpc".to_owned());
+        let answer = move |request| {
+            let end = end.clone();
+            async move { end.answer(request).await }
+        };
+        servings.push(bus.serve(subject, queue, CONCURRENT_MAX, answer).await?);
+    }
+    Ok(servings)
+}
+
+/// The serving end of one interface.
+struct End {
+    bus: Bus,
+    app: Name,
+    component: Name,
+    interface: String,
+    serve: Arc<dyn Serve>,
+    permit: Permit,
+}
+
+impl End {
+    async fn answer(&self, request: Request) -> Result<Reply, Refusal> {
+        let Some((function, caller)) = self.read(&request.headers) else {
+            self.bus.drops().count(Reason::Malformed);
+            return Err(refusal(CallError::Invalid(format!(
+                "a call of {} of {}/{} does not say which function or on whose behalf: see that both hosts run the \
+                 same version",
+                self.interface, self.app, self.component
+            ))));
+        };
+        let Some(config) = (self.permit)(&caller) else {
+            self.bus.drops().count(Reason::Foreign);
+            return Err(refusal(CallError::Denied(format!(
+                "link {:?} of actor \"{}/{}\": app {:?} as this host knows it has no such link to {} of {:?}; add a \
+                 link trait, or try again when the new revision is here",
+                caller.link,
+                caller.app,
+                caller.consumer,
+                self.app.as_str(),
+                self.interface,
+                self.component.as_str()
+            ))));
+        };
+        check_bytes(&request.payload, &self.interface).map_err(refusal)?;
+        let link = LinkContext {
+            app: caller.app.into(),
+            consumer: caller.consumer.into(),
+            name: caller.link,
+            config,
+            deadline: Some(request.deadline.saturating_duration_since(Instant::now())),
+        };
+        let result = self.serve.serve(&link, &self.interface, &function, request.payload).await;
+        match result {
+            Ok(payload) => Ok(Reply { headers: Headers::new(), payload }),
+            Err(error) => {
+                if matches!(error, CallError::Invalid(_)) {
+                    self.bus.drops().count(Reason::Malformed);
+                }
+                Err(refusal(error))
+            }
+        }
+    }
+
+    /// The function and the caller, if the headers are what `RemoteServe` writes.
+    fn read(&self, headers: &Headers) -> Option<(String, Caller)> {
+        let named = |header: &str| headers.get(header).filter(|v| !v.is_empty() && v.len() <= NAME_BYTES_MAX).cloned();
+        let caller = Caller {
+            app: named(APP)?.parse().ok()?,
+            consumer: named(CONSUMER)?.parse().ok()?,
+            provider_app: self.app.clone(),
+            provider: self.component.clone(),
+            interface: self.interface.clone(),
+            link: named(LINK)?,
+        };
+        Some((named(FUNCTION)?, caller))
+    }
+}
+
+/// The bus takes more than a call may carry: what is decoded takes more memory than it has bytes.
+fn check_bytes(params: &Bytes, interface: &str) -> Result<(), CallError> {
+    if params.len() > ENCODED_BYTES_MAX {
+        return Err(CallError::TooLarge(format!(
+            "a call of {interface} with {} bytes: at most {ENCODED_BYTES_MAX} are carried; send less in one call",
+            params.len()
+        )));
+    }
+    Ok(())
+}

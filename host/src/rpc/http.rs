@@ -1,0 +1,98 @@
+//! HTTP requests to an actor on another host. Bodies travel whole, so both are bounded; trailers stay behind.
+
+use super::head::{self, BODY_BYTES_MAX};
+use super::{CONCURRENT_MAX, call_error, refusal, strip_hop_by_hop};
+use crate::call::{Body, CallError, HttpServe};
+use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use proto::app::Name;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What an actor exports to answer HTTP, and the last part of its subject.
+pub const HTTP_INTERFACE: &str = "wasi:http/incoming-handler";
+
+/// The actor `actor` of `app` on whichever host runs it.
+pub struct RemoteHttp {
+    bus: Bus,
+    app: Name,
+    actor: Name,
+}
+
+impl RemoteHttp {
+    pub fn new(bus: Bus, app: Name, actor: Name) -> Self {
+        Self { bus, app, actor }
+    }
+}
+
+#[async_trait::async_trait]
+impl HttpServe for RemoteHttp {
+    async fn http(
+        &self,
+        request: http::Request<Body>,
+        deadline: Option<Duration>,
+    ) -> Result<http::Response<Body>, CallError> {
+        let left = deadline.unwrap_or(super::DEADLINE_DEFAULT);
+        let end = Instant::now() + left;
+        let whom = format!("{}/{}", self.app, self.actor);
+        let (mut parts, body) = request.into_parts();
+        strip_hop_by_hop(&mut parts.headers);
+        let body = tokio::time::timeout(left, whole(body, || format!("the request's body for {whom}")))
+            .await
+            .map_err(|_| CallError::Deadline(format!("the request's body for {whom} did not arrive in {left:?}")))??;
+        let message = head::encode_request(&parts, &body)?;
+        drop(body);
+        let subject = self.bus.subjects().rpc(&self.app, &self.actor, HTTP_INTERFACE);
+        let left = end.saturating_duration_since(Instant::now());
+        let reply = self.bus.call(subject, Headers::new(), message, left).await;
+        let reply = reply.map_err(|e| call_error(e, "ingress", "HTTP", &whom))?;
+        let response = head::decode_response(reply.payload)?;
+        Ok(response.map(full))
+    }
+}
+
+/// Answers HTTP requests for the actor `actor` of `app` from the bus, sharing them with the other hosts that run it,
+/// for as long as the result is kept.
+pub async fn serve_http(bus: &Bus, app: &Name, actor: &Name, serve: Arc<dyn HttpServe>) -> Result<Serving, bus::Error> {
+    let subject = bus.subjects().rpc(app, actor, HTTP_INTERFACE);
+    let whom: Arc<str> = format!("{app}/{actor}").into();
+    let counted = bus.clone();
+    let answer = move |request| {
+        let (serve, whom, bus) = (serve.clone(), whom.clone(), counted.clone());
+        async move { answer(&bus, &*serve, &whom, request).await }
+    };
+    bus.serve(subject, Some("rpc".to_owned()), CONCURRENT_MAX, answer).await
+}
+
+async fn answer(bus: &Bus, serve: &dyn HttpServe, whom: &str, request: Request) -> Result<Reply, Refusal> {
+    let message = head::decode_request(request.payload).map_err(|e| {
+        bus.drops().count(Reason::Malformed);
+        refusal(e)
+    })?;
+    let left = request.deadline.saturating_duration_since(Instant::now());
+    let response = serve.http(message.map(full), Some(left)).await.map_err(refusal)?;
+    let (mut parts, body) = response.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    let body = whole(body, || format!("the response of {whom}")).await.map_err(refusal)?;
+    let payload = head::encode_response(&parts, &body).map_err(refusal)?;
+    Ok(Reply { headers: Headers::new(), payload })
+}
+
+/// The whole body, if it is within its bound. `what` names it.
+async fn whole(body: Body, what: impl Fn() -> String) -> Result<Bytes, CallError> {
+    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(e) if e.is::<LengthLimitError>() => Err(CallError::TooLarge(format!(
+            "{} is more than {BODY_BYTES_MAX} bytes, which is what crosses the bus; send less, or place the actor on \
+             the ingress host",
+            what()
+        ))),
+        // The engine's error says what went wrong in the guest; a request's, that the client went away.
+        Err(e) => Err(CallError::Trapped(format!("{} broke off: {e}", what()))),
+    }
+}
+
+fn full(body: Bytes) -> Body {
+    Full::new(body).map_err(|never| match never {}).boxed_unsync()
+}

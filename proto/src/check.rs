@@ -1,0 +1,349 @@
+//! An app against the components it names: is everything that they import granted or linked, and does whoever is
+//! asked for an interface export it. Pure, and the last word before an app is accepted: what passes here must link on
+//! any host.
+
+use crate::app::{Actor, App, Kind, Link, Name};
+use crate::component::{Inspection, Interface};
+use crate::manifest::{Positions, Problem};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Problems named one by one for each actor; the rest are counted.
+const NAMED_MAX: usize = 20;
+
+const INCOMING: &str = "wasi:http/incoming-handler";
+
+/// Fills in `Actor::exports` from `inspections` (by component) and reports all that would not link, by line. An actor
+/// without inspection keeps the exports it has, and its imports are not looked at.
+pub fn check(app: &mut App, inspections: &BTreeMap<Name, Inspection>, positions: &Positions) -> Vec<Problem> {
+    fill_exports(app, inspections);
+    let mut problems = Vec::new();
+    for (index, link) in app.links.iter().enumerate() {
+        problems.extend(provider_lacks(app, inspections, link, index, positions));
+    }
+    for (name, component) in &app.components {
+        let Kind::Actor(actor) = &component.kind else { continue };
+        let Some(inspection) = inspections.get(name) else {
+            continue;
+        };
+        problems.extend(ingress_unserved(name, actor, inspection, positions));
+        let place = positions.image(name.as_str());
+        let imports = Imports::sort(app, name, inspection);
+        problems.extend(imports.wrong_version(name).map(|(m, h)| positions.problem(place, m, h)));
+        problems.extend(imports.unserved(name, app).map(|(m, h)| positions.problem(place, m, h)));
+        problems.extend(outside_interfaces(name, inspection).map(|(m, h)| positions.problem(place, m, h)));
+    }
+    problems.sort_by(|a, b| (a.line, a.column, &a.path, &a.message).cmp(&(b.line, b.column, &b.path, &b.message)));
+    problems
+}
+
+/// What is allowed but probably not meant: links for interfaces that their consumer does not import.
+pub fn warnings(app: &App, inspections: &BTreeMap<Name, Inspection>, positions: &Positions) -> Vec<Problem> {
+    let mut warnings = Vec::new();
+    for (index, link) in app.links.iter().enumerate() {
+        let Some(inspection) = inspections.get(&link.consumer) else {
+            continue;
+        };
+        let imported: BTreeSet<String> =
+            inspection.imports.iter().chain(&inspection.type_imports).map(Interface::unversioned).collect();
+        let unused: Vec<String> = link.interface_names().filter(|name| !imported.contains(name)).collect();
+        if !unused.is_empty() {
+            warnings.push(positions.problem(
+                positions.link(index),
+                format!("actor {:?} does not import {}", link.consumer.as_str(), listed(&unused)),
+                "the link can go",
+            ));
+        }
+    }
+    warnings
+}
+
+fn fill_exports(app: &mut App, inspections: &BTreeMap<Name, Inspection>) {
+    for (name, component) in &mut app.components {
+        if let (Kind::Actor(actor), Some(inspection)) = (&mut component.kind, inspections.get(name)) {
+            let exports: BTreeSet<String> = inspection.exports.iter().map(Interface::unversioned).collect();
+            actor.exports = exports.into_iter().collect();
+        }
+    }
+}
+
+/// What of a link its provider does not serve, or serves in a version that the consumer can not use.
+fn provider_lacks(
+    app: &App,
+    inspections: &BTreeMap<Name, Inspection>,
+    link: &Link,
+    index: usize,
+    positions: &Positions,
+) -> Option<Problem> {
+    let provider = app.components.get(&link.provider)?;
+    let lacking: Vec<String> = match &provider.kind {
+        Kind::Provider(p) => link.interface_names().filter(|i| !p.builtin.interfaces().contains(&i.as_str())).collect(),
+        // Nothing is known of an actor that was never inspected.
+        Kind::Actor(a) if a.exports.is_empty() && !inspections.contains_key(&link.provider) => return None,
+        Kind::Actor(a) => link.interface_names().filter(|i| !a.exports.contains(i)).collect(),
+    };
+    let (consumer, name) = (link.consumer.as_str(), link.provider.as_str());
+    if !lacking.is_empty() {
+        let serves = match &provider.kind {
+            Kind::Provider(p) => listed(p.builtin.interfaces()),
+            Kind::Actor(a) if a.exports.is_empty() => "nothing".to_owned(),
+            Kind::Actor(a) => listed(&a.exports),
+        };
+        return Some(positions.problem(
+            positions.link(index),
+            format!("link of actor {consumer:?} asks {name:?} for {}, which it does not export", listed(&lacking)),
+            format!("{name:?} exports {serves}"),
+        ));
+    }
+    let (wanted, offered) = (inspections.get(&link.consumer)?, inspections.get(&link.provider)?);
+    for interface in link.interface_names() {
+        let want = wanted.imports.iter().find(|i| i.unversioned() == interface);
+        let offer = offered.exports.iter().filter(|i| i.unversioned() == interface);
+        let Some(want) = want else { continue };
+        let offers: Vec<String> = offer.map(ToString::to_string).collect();
+        if !offered.exports.iter().any(|o| o.unversioned() == interface && fits(want, o)) {
+            return Some(positions.problem(
+                positions.link(index),
+                format!("actor {consumer:?} imports {want}, but {name:?} exports {}", listed(&offers)),
+                "build both against the same version of the interface",
+            ));
+        }
+    }
+    None
+}
+
+fn ingress_unserved(name: &Name, actor: &Actor, inspection: &Inspection, positions: &Positions) -> Option<Problem> {
+    if actor.ingress.is_empty() {
+        return None;
+    }
+    let places = positions.components.get(name);
+    let place = places.and_then(|p| p.ingress.first()).unwrap_or_else(|| positions.component(name.as_str()));
+    let name = name.as_str();
+    match inspection.exports.iter().find(|e| e.unversioned() == INCOMING) {
+        Some(handler) if minor_of(handler) == Some((0, 2)) => None,
+        Some(handler) => Some(positions.problem(
+            place,
+            format!("actor {name:?} has an ingress, but exports {handler}, which the ingress does not call"),
+            "build it against wasi:http 0.2",
+        )),
+        None => {
+            let newer = inspection.exports.iter().find(|e| e.namespace == "wasi" && e.package == "http");
+            let but = newer.map_or_else(
+                || format!("does not export {INCOMING}"),
+                |e| format!("exports {e} instead of {INCOMING}"),
+            );
+            Some(positions.problem(
+                place,
+                format!("actor {name:?} has an ingress, but {but}"),
+                "export it (wasi:http 0.2), or remove the ingress trait or the link of the HTTP server",
+            ))
+        }
+    }
+}
+
+/// The imports of one actor that would not link, by reason.
+#[derive(Default)]
+struct Imports<'i> {
+    unserved: Vec<&'i Interface>,
+    wrong_version: Vec<(&'i Interface, &'static str)>,
+}
+
+impl<'i> Imports<'i> {
+    fn sort(app: &App, actor: &Name, inspection: &'i Inspection) -> Self {
+        let linked: BTreeMap<String, &Name> = app
+            .links
+            .iter()
+            .filter(|l| l.consumer == *actor)
+            .flat_map(|l| l.interface_names().map(|i| (i, &l.provider)))
+            .collect();
+        let mut imports = Self::default();
+        for import in &inspection.imports {
+            let by_actor =
+                linked.get(&import.unversioned()).is_some_and(|provider| app.actor(provider.as_str()).is_some());
+            // Versions between two actors were compared along their link.
+            if by_actor {
+                continue;
+            }
+            let link = linked.contains_key(&import.unversioned());
+            match Served::of(import) {
+                Served::Always => {}
+                Served::WrongVersion(versions) => imports.wrong_version.push((import, versions)),
+                Served::ByLink if link => {}
+                Served::ByLink => imports.unserved.push(import),
+            }
+        }
+        imports
+    }
+
+    /// ONE message for the actor, all that is missing in it.
+    fn unserved(&self, actor: &Name, app: &App) -> Option<(String, String)> {
+        let names: Vec<String> = self.unserved.iter().map(ToString::to_string).collect();
+        if names.is_empty() {
+            return None;
+        }
+        let message = format!("actor {:?} imports {}, which nothing grants or links", actor.as_str(), listed(&names));
+        let mut targets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for import in &self.unserved {
+            targets.entry(who_serves(app, actor, &import.unversioned())).or_default().insert(import.unversioned());
+        }
+        let steps: Vec<String> = targets
+            .iter()
+            .map(|(target, interfaces)| {
+                format!("for {} to {target}", listed(&interfaces.iter().cloned().collect::<Vec<_>>()))
+            })
+            .collect();
+        Some((message, format!("add a link trait {}", steps.join(", "))))
+    }
+
+    fn wrong_version(&self, actor: &Name) -> Option<(String, String)> {
+        let names: Vec<String> = self.wrong_version.iter().map(|(i, _)| i.to_string()).collect();
+        if names.is_empty() {
+            return None;
+        }
+        let served: BTreeSet<String> = self
+            .wrong_version
+            .iter()
+            .map(|(i, versions)| format!("{}:{} {versions}", i.namespace, i.package))
+            .collect();
+        Some((
+            format!("actor {:?} imports {}, in a version that no host serves", actor.as_str(), listed(&names)),
+            format!("hosts serve {}; build it against that", listed(&served.into_iter().collect::<Vec<_>>())),
+        ))
+    }
+}
+
+fn outside_interfaces(actor: &Name, inspection: &Inspection) -> Option<(String, String)> {
+    if inspection.other_imports.is_empty() {
+        return None;
+    }
+    let names: Vec<String> = inspection.other_imports.iter().map(|n| format!("{n:?}")).collect();
+    Some((
+        format!(
+            "actor {:?} imports {} outside of any interface, which nothing can link",
+            actor.as_str(),
+            listed(&names)
+        ),
+        "put them into a WIT interface and link that".into(),
+    ))
+}
+
+/// Who could serve `interface`: components of the app first, by name, then what could be added to it.
+fn who_serves(app: &App, consumer: &Name, interface: &str) -> String {
+    let serving = app.components.iter().find(|(name, component)| {
+        *name != consumer
+            && match &component.kind {
+                Kind::Provider(p) => p.builtin.interfaces().contains(&interface),
+                Kind::Actor(a) => a.exports.iter().any(|e| e == interface),
+            }
+    });
+    if let Some((name, _)) = serving {
+        return format!("{:?}", name.as_str());
+    }
+    if crate::app::Builtin::Keyvalue.interfaces().contains(&interface) {
+        return "a capability with image \"builtin:keyvalue\"".into();
+    }
+    "an actor that exports it".into()
+}
+
+/// How an import comes to be served.
+enum Served {
+    /// By every host, without asking; what it reaches is what the grants allow.
+    Always,
+    ByLink,
+    /// By the hosts, but only in these versions.
+    WrongVersion(&'static str),
+}
+
+/// Interfaces of WASI 0.2 that every host links: package, interfaces.
+const WASI: &[(&str, &[&str])] = &[
+    ("io", &["error", "poll", "streams"]),
+    ("clocks", &["monotonic-clock", "wall-clock"]),
+    ("random", &["random", "insecure", "insecure-seed"]),
+    (
+        "cli",
+        &[
+            "environment",
+            "exit",
+            "stdin",
+            "stdout",
+            "stderr",
+            "terminal-input",
+            "terminal-output",
+            "terminal-stdin",
+            "terminal-stdout",
+            "terminal-stderr",
+        ],
+    ),
+    ("filesystem", &["types", "preopens"]),
+    (
+        "sockets",
+        &["network", "instance-network", "ip-name-lookup", "tcp", "tcp-create-socket", "udp", "udp-create-socket"],
+    ),
+    ("http", &["types", "outgoing-handler"]),
+];
+
+/// What hosts serve in exact versions only: interface, whether without a link, versions ("" is none), the same for
+/// people.
+const DRAFTS: &[(&str, bool, &[&str], &str)] = &[
+    ("wasi:config/runtime", true, &["0.2.0-draft"], "0.2.0-draft"),
+    ("wasi:config/store", true, &["0.2.0-rc.1"], "0.2.0-rc.1"),
+    ("wasi:logging/logging", true, &["", "0.1.0-draft"], "0.1.0-draft or without version"),
+    ("wasi:keyvalue/store", false, &["0.2.0-draft", "0.2.0-draft2"], "0.2.0-draft or 0.2.0-draft2"),
+    ("wasi:keyvalue/atomics", false, &["0.2.0-draft", "0.2.0-draft2"], "0.2.0-draft or 0.2.0-draft2"),
+    ("wasi:keyvalue/batch", false, &["0.2.0-draft", "0.2.0-draft2"], "0.2.0-draft or 0.2.0-draft2"),
+    ("lattice:keystore/store", false, &["0.1.0"], "0.1.0"),
+];
+
+impl Served {
+    fn of(import: &Interface) -> Self {
+        if import.namespace == "wasi"
+            && let Some((_, interfaces)) = WASI.iter().find(|(package, _)| *package == import.package)
+        {
+            return match minor_of(import) {
+                Some((0, 2)) if interfaces.contains(&import.interface.as_str()) => Self::Always,
+                Some((0, 2)) => Self::ByLink,
+                _ => Self::WrongVersion("0.2"),
+            };
+        }
+        let name = import.unversioned();
+        let Some((_, always, versions, shown)) = DRAFTS.iter().find(|(interface, ..)| *interface == name) else {
+            return Self::ByLink;
+        };
+        match versions.contains(&import.version.as_deref().unwrap_or("")) {
+            true if *always => Self::Always,
+            true => Self::ByLink,
+            false => Self::WrongVersion(shown),
+        }
+    }
+}
+
+/// Major and minor of a released version; `None` for a pre-release, which is compatible with nothing but itself.
+fn minor_of(interface: &Interface) -> Option<(u64, u64)> {
+    let version = interface.version.as_deref()?;
+    if version.contains('-') {
+        return None;
+    }
+    let mut parts = version.split('+').next().unwrap_or(version).split('.');
+    let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    Some((major, minor))
+}
+
+/// Whether an import can be served by this export: the same version, or one that is compatible by semver.
+fn fits(want: &Interface, offer: &Interface) -> bool {
+    match (minor_of(want), minor_of(offer)) {
+        (Some((0, a)), Some((0, b))) => a == b && (a > 0 || want.version == offer.version),
+        (Some((a, _)), Some((b, _))) => a == b,
+        _ => want.version == offer.version,
+    }
+}
+
+/// "a", "a and b", "a, b and c".
+fn listed<S: AsRef<str>>(items: &[S]) -> String {
+    let names: Vec<&str> = items.iter().take(NAMED_MAX).map(AsRef::as_ref).collect();
+    let beyond = items.len() - names.len();
+    match names.split_last() {
+        None => String::new(),
+        Some((last, [])) => (*last).to_owned(),
+        Some(_) if beyond > 0 => format!("{} and {beyond} more", names.join(", ")),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+    }
+}

@@ -1,0 +1,24 @@
+//! Everything two processes must agree on: wire messages, validated nouns, subjects, the manifest. No IO.
+//!
+//! Reading order: `app` (the nouns), `manifest` (YAML -> App), `component` (bytes -> what
+//! they import and export), `check` (one against the other), `subject` (addresses on the bus), `v1` (wire types,
+//! generated from lattice/v1/*.proto), `value` (the binary encoding of calls).
+
+pub mod app;
+pub mod check;
+pub mod component;
+pub mod manifest;
+pub mod subject;
+
+/// Wire types generated from `lattice/v1/*.proto`.
+#[allow(
+    clippy::all,
+    unreachable_pub,
+    missing_docs,
+    reason = "generated code"
+)]
+pub mod v1 {
+    tonic::include_proto!("lattice.v1");
+    /// The encoded `FileDescriptorSet`, for gRPC server reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lattice.bin"));
+}

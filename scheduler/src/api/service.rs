@@ -1,0 +1,235 @@
+//! The requests that have one answer.
+
+use super::Service;
+use super::apply::{Source, to_wire};
+use crate::raft;
+use proto::app::{Digest, Name};
+use proto::v1 as pb;
+use proto::v1::command::What;
+use proto::v1::control_server::Control;
+use tokio_stream::StreamExt;
+use tonic::{Request, Response, Status, Streaming};
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Pieces of one artifact.
+const PIECE_BYTES_MAX: usize = 1024 * 1024 + 1024;
+
+impl Service {
+    pub(super) async fn commit(&self, commands: Vec<pb::Command>) -> Result<Vec<pb::Outcome>, Status> {
+        let outcomes = self.shared.propose(commands).await.map_err(status_of_raft)?;
+        match outcomes.iter().find(|o| !o.error.is_empty()) {
+            Some(outcome) => Err(status_of(outcome)),
+            None => Ok(outcomes),
+        }
+    }
+
+    async fn change(&self, request_id: String, what: What) -> Answer<pb::ChangeResponse> {
+        if request_id.len() > 64 {
+            return Err(Status::invalid_argument("request_id has more than 64 bytes; use a ULID or a UUID"));
+        }
+        let outcomes = self.commit(vec![pb::Command { request_id, what: Some(what) }]).await?;
+        let outcome = outcomes.into_iter().next().ok_or_else(|| Status::internal("the log gave no outcome"))?;
+        let pb::Outcome { change, revision, version, .. } = outcome;
+        Ok(Response::new(pb::ChangeResponse { change, revision, version }))
+    }
+
+    /// A linearizable read, unless the client asked for a stale one.
+    async fn fresh(&self, stale: bool) -> Result<(), Status> {
+        if !stale {
+            self.shared.raft.read_index().await.map_err(status_of_raft)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn name(text: &str, what: &str) -> Result<Name, Status> {
+        text.parse().map_err(|e| Status::invalid_argument(format!("{what}: {e}")))
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Service {
+    async fn apply(&self, request: Request<pb::ApplyRequest>) -> Answer<pb::ApplyResponse> {
+        let request = request.into_inner();
+        if request.request_id.len() > 64 {
+            return Err(Status::invalid_argument("request_id has more than 64 bytes; use a ULID or a UUID"));
+        }
+        self.apply_manifest(request).await.map(Response::new)
+    }
+
+    async fn validate(&self, request: Request<pb::ValidateRequest>) -> Answer<pb::ValidateResponse> {
+        let request = request.into_inner();
+        let source = Source { manifest: &request.manifest, file: &request.file, images: &request.images };
+        let problems = self.resolve(&source).await?.err().unwrap_or_default();
+        Ok(Response::new(pb::ValidateResponse { problems: problems.iter().map(to_wire).collect() }))
+    }
+
+    async fn missing_artifacts(
+        &self,
+        request: Request<pb::MissingArtifactsRequest>,
+    ) -> Answer<pb::MissingArtifactsResponse> {
+        let mut digests = request.into_inner().digests;
+        for digest in &digests {
+            digest.parse::<Digest>().map_err(|e| Status::invalid_argument(format!("{digest:?}: {e}")))?;
+        }
+        digests.retain(|d| d.parse().is_ok_and(|d| !self.artifacts.has(&d)));
+        Ok(Response::new(pb::MissingArtifactsResponse { digests }))
+    }
+
+    async fn put_artifact(&self, request: Request<Streaming<pb::ArtifactChunk>>) -> Answer<pb::PutArtifactResponse> {
+        let mut pieces = request.into_inner();
+        let first = pieces.next().await.ok_or_else(|| Status::invalid_argument("no piece: send the digest first"))??;
+        let digest: Digest =
+            first.digest.parse().map_err(|e| Status::invalid_argument(format!("{:?}: {e}", first.digest)))?;
+        let failed = |e: crate::artifact::Error| match e {
+            crate::artifact::Error::Io { .. } => Status::internal(e.to_string()),
+            crate::artifact::Error::Full(_) => Status::resource_exhausted(e.to_string()),
+            _ => Status::invalid_argument(e.to_string()),
+        };
+        let mut upload = self.artifacts.begin(digest.clone(), first.size).map_err(failed)?;
+        let mut piece = Some(Ok(first));
+        while let Some(next) = piece {
+            let written = match next {
+                Ok(piece) if piece.data.len() > PIECE_BYTES_MAX => {
+                    Err(Status::invalid_argument("a piece has more than 1 MiB; send smaller ones"))
+                }
+                Ok(piece) => upload.write(&piece.data).map_err(failed),
+                Err(status) => Err(status),
+            };
+            if let Err(status) = written {
+                upload.abandon();
+                return Err(status);
+            }
+            piece = pieces.next().await;
+        }
+        let size = self.artifacts.finish(upload).await.map_err(failed)?;
+        Ok(Response::new(pb::PutArtifactResponse { digest: digest.to_string(), size }))
+    }
+
+    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Answer<pb::ChangeResponse> {
+        let pb::DeleteRequest { app, request_id, if_version } = request.into_inner();
+        self.change(request_id, What::DeleteApp(pb::DeleteApp { app, if_version })).await
+    }
+
+    async fn scale(&self, request: Request<pb::ScaleRequest>) -> Answer<pb::ChangeResponse> {
+        let pb::ScaleRequest { app, actor, replicas, request_id, if_version } = request.into_inner();
+        self.change(request_id, What::ScaleActor(pb::ScaleActor { app, actor, replicas, if_version })).await
+    }
+
+    async fn rollback(&self, request: Request<pb::RollbackRequest>) -> Answer<pb::ChangeResponse> {
+        let pb::RollbackRequest { app, to, request_id, if_version } = request.into_inner();
+        self.change(request_id, What::RollbackApp(pb::RollbackApp { app, to, if_version })).await
+    }
+
+    async fn set_cordon(&self, request: Request<pb::SetCordonRequest>) -> Answer<pb::ChangeResponse> {
+        let pb::SetCordonRequest { host, cordoned, draining, request_id } = request.into_inner();
+        self.change(request_id, What::SetCordon(pb::SetCordon { host, cordoned, draining })).await
+    }
+
+    async fn list_apps(&self, request: Request<pb::ListRequest>) -> Answer<pb::AppList> {
+        let request = request.into_inner();
+        self.fresh(request.stale).await?;
+        let list = self.shared.view(|v| pb::AppList { items: v.apps(&request.app), index: v.state.applied });
+        Ok(Response::new(list))
+    }
+
+    async fn list_actors(&self, request: Request<pb::ListRequest>) -> Answer<pb::ActorList> {
+        let request = request.into_inner();
+        self.fresh(request.stale).await?;
+        let list = self.shared.view(|v| pb::ActorList { items: v.actors(&request.app), index: v.state.applied });
+        Ok(Response::new(list))
+    }
+
+    async fn list_hosts(&self, request: Request<pb::ListRequest>) -> Answer<pb::HostList> {
+        self.fresh(request.into_inner().stale).await?;
+        let list = self.shared.view(|v| pb::HostList { items: v.hosts(), index: v.state.applied });
+        Ok(Response::new(list))
+    }
+
+    async fn list_links(&self, request: Request<pb::ListRequest>) -> Answer<pb::LinkList> {
+        let request = request.into_inner();
+        self.fresh(request.stale).await?;
+        let list = self.shared.view(|v| pb::LinkList { items: v.links(&request.app), index: v.state.applied });
+        Ok(Response::new(list))
+    }
+
+    async fn list_revisions(&self, request: Request<pb::ListRequest>) -> Answer<pb::RevisionList> {
+        let request = request.into_inner();
+        self.fresh(request.stale).await?;
+        let list = self.shared.view(|v| pb::RevisionList { items: v.revisions(&request.app), index: v.state.applied });
+        Ok(Response::new(list))
+    }
+
+    async fn describe_app(&self, request: Request<pb::DescribeAppRequest>) -> Answer<pb::AppDetail> {
+        let app = request.into_inner().app;
+        self.fresh(false).await?;
+        let name = Self::name(&app, "app")?;
+        let detail = self.shared.view(|v| {
+            Some(pb::AppDetail {
+                app: Some(v.app_named(&name)?),
+                actors: v.actors(&app),
+                links: v.links(&app),
+                revisions: v.revisions(&app),
+                events: Vec::new(),
+                spec: String::from_utf8_lossy(&v.state.apps.get(&name)?.spec().to_json()).into_owned(),
+            })
+        });
+        let mut detail = detail.ok_or_else(|| {
+            Status::not_found(format!("there is no app {app:?}; `lattice get apps` shows what there is"))
+        })?;
+        let mut events = self.shared.events.latest(&app);
+        detail.events = events.split_off(events.len().saturating_sub(20));
+        Ok(Response::new(detail))
+    }
+
+    type WatchStream = super::watch::WatchStream;
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<Self::WatchStream> {
+        self.fresh(false).await?;
+        super::watch::watch(self.shared.clone(), request.into_inner()).map(Response::new)
+    }
+
+    type LogsStream = super::stream::LogsStream;
+    async fn logs(&self, request: Request<pb::LogsRequest>) -> Answer<Self::LogsStream> {
+        self.logs_of(request.into_inner()).await.map(Response::new)
+    }
+
+    type EventsStream = super::stream::EventsStream;
+    async fn events(&self, request: Request<pb::EventsRequest>) -> Answer<Self::EventsStream> {
+        Ok(Response::new(self.events_of(request.into_inner())))
+    }
+
+    async fn call(&self, request: Request<pb::CallRequest>) -> Answer<pb::CallResponse> {
+        self.call_actor(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
+        let raft = self.shared.raft.status().borrow().clone();
+        let hosts = self.shared.replica.read().hosts.len();
+        let up = self.shared.bus.connection().borrow().up;
+        Ok(Response::new(pb::StatusResponse {
+            lattice: self.shared.lattice.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            term: raft.term,
+            index: raft.applied,
+            leader: self.shared.is_leader(),
+            hosts: u32::try_from(hosts).unwrap_or(u32::MAX),
+            dropped: self.shared.bus.drops().total(),
+            bus: if up { "connected" } else { "not connected: check --nats and that the server runs" }.to_owned(),
+        }))
+    }
+}
+
+/// The status that a refused command becomes.
+pub(super) fn status_of(outcome: &pb::Outcome) -> Status {
+    let message = outcome.error.clone();
+    match outcome.code.as_str() {
+        "not_found" => Status::not_found(message),
+        "conflict" => Status::aborted(message),
+        "stale" => Status::unavailable(message),
+        _ => Status::invalid_argument(message),
+    }
+}
+
+pub(super) fn status_of_raft(error: raft::Error) -> Status {
+    if error.is_retryable() { Status::unavailable(error.to_string()) } else { Status::internal(error.to_string()) }
+}

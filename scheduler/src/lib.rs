@@ -1,0 +1,17 @@
+//! The scheduler: what is desired, decided and kept.
+//!
+//! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `status` (what people see, pure),
+//! `raft` (the log), `control` (the leader's loop), `api` (gRPC). Absent here: anything of the host, HTTP routes, Wasm.
+
+pub mod plan;
+pub mod raft;
+pub mod state;
+pub mod status;
+pub mod api;
+mod artifact;
+mod control;
+mod events;
+mod replica;
+mod run;
+
+pub use run::{Config, Error, Scheduler};

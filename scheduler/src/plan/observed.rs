@@ -1,0 +1,121 @@
+//! What the hosts said, in memory only: heartbeats never enter the log. Pure: the shell passes messages and the time.
+
+use proto::app::{HostId, Name};
+use proto::v1 as pb;
+use std::collections::BTreeMap;
+
+/// Items of one inventory that are taken; more is a broken host.
+const INVENTORY_MAX: usize = 100_000;
+
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    pub hosts: BTreeMap<HostId, Seen>,
+    /// When this scheduler took office.
+    pub since_ms: u64,
+}
+
+/// The latest of one host.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    pub at_ms: u64,
+    pub boot: String,
+    pub seq: u64,
+    /// Of the assignment that the host has stored.
+    pub term: u64,
+    pub generation: u64,
+    pub inventory_version: u64,
+    /// Two entries for one component while a revision replaces another.
+    pub running: BTreeMap<(Name, Name), Vec<RunningNow>>,
+    pub dropped: u64,
+    pub leaving: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningNow {
+    pub revision: u64,
+    pub replicas: u32,
+    pub state: pb::RunState,
+    pub error: String,
+    pub requests: u64,
+    pub errors: u64,
+}
+
+/// What a heartbeat meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Older than what is known: replayed or reordered.
+    Stale,
+    /// Taken; the inventory changed.
+    Changed,
+    /// Taken; nothing new.
+    Same,
+    /// Taken, but its inventory is newer than what is known here: ask for it.
+    AskInventory,
+}
+
+impl Observed {
+    /// Takes one heartbeat.
+    pub fn beat(&mut self, host: &HostId, beat: &pb::Beat, now_ms: u64) -> Heard {
+        let seen = self.hosts.entry(host.clone()).or_default();
+        if seen.boot == beat.boot {
+            if beat.seq <= seen.seq {
+                return Heard::Stale;
+            }
+        } else {
+            // Boot ids are ULIDs: a later boot sorts behind an earlier one of the same host.
+            if beat.boot < seen.boot {
+                return Heard::Stale;
+            }
+            *seen = Seen { boot: beat.boot.clone(), ..Seen::default() };
+        }
+        let leaving_changed = seen.leaving != beat.leaving;
+        let confirmed_changed = (seen.term, seen.generation) != (beat.term, beat.generation);
+        seen.at_ms = now_ms;
+        seen.seq = beat.seq;
+        seen.term = beat.term;
+        seen.generation = beat.generation;
+        seen.dropped = beat.dropped;
+        seen.leaving = beat.leaving;
+        if let Some(inventory) = &beat.inventory {
+            let changed = seen.inventory_version != beat.inventory_version;
+            seen.inventory_version = beat.inventory_version;
+            let running = running_of(inventory);
+            let changed = changed || running != seen.running;
+            seen.running = running;
+            return if changed || leaving_changed || confirmed_changed { Heard::Changed } else { Heard::Same };
+        }
+        if seen.inventory_version != beat.inventory_version {
+            Heard::AskInventory
+        } else if leaving_changed || confirmed_changed {
+            Heard::Changed
+        } else {
+            Heard::Same
+        }
+    }
+
+    /// What `host` runs of one component.
+    pub fn running(&self, host: &HostId, key: &(Name, Name)) -> &[RunningNow] {
+        self.hosts.get(host).and_then(|s| s.running.get(key)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether `host` runs this revision of it now.
+    pub fn is_running(&self, host: &HostId, key: &(Name, Name), revision: u64) -> bool {
+        self.running(host, key).iter().any(|r| r.revision == revision && r.state == pb::RunState::Running)
+    }
+}
+
+fn running_of(inventory: &pb::Inventory) -> BTreeMap<(Name, Name), Vec<RunningNow>> {
+    let mut running: BTreeMap<(Name, Name), Vec<RunningNow>> = BTreeMap::new();
+    for item in inventory.items.iter().take(INVENTORY_MAX) {
+        let (Ok(app), Ok(component)) = (item.app.parse(), item.component.parse()) else { continue };
+        running.entry((app, component)).or_default().push(RunningNow {
+            revision: item.revision,
+            replicas: item.replicas,
+            state: item.state(),
+            error: item.error.chars().take(2_000).collect(),
+            requests: item.requests,
+            errors: item.errors,
+        });
+    }
+    running
+}

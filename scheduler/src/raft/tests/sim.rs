@@ -1,0 +1,318 @@
+//! Members on memory disks and a lossy network, all from one seed: they elect, replicate, crash, come back, catch up by
+//! entries or by snapshot, and agree. The same seed gives the same trace.
+
+#![allow(clippy::unwrap_used, reason = "test helpers")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+
+use super::{Dice, Memory, Words, settings};
+use crate::raft::Role;
+use crate::raft::StateMachine as _;
+use crate::raft::node::{Node, Outgoing};
+use crate::raft::storage::Store;
+
+const LOG_BYTES_MAX: u64 = 3000;
+
+struct Member {
+    node: Node,
+    store: Store<Memory>,
+    words: Words,
+    applied: u64,
+    taken_over: u64,
+}
+
+impl Member {
+    fn open(disk: &Memory, id: u64, voters: &[u64], seed: u64) -> Self {
+        let mut words = Words::default();
+        let (store, opened) = Store::open(disk.clone(), Path::new("memory"), id, voters, || words.snapshot()).unwrap();
+        let applied = opened.start.snapshot.index;
+        words.restore(applied, &opened.state).unwrap();
+        let node = Node::new(settings(id, seed, opened.boots), opened.start).unwrap();
+        Self { node, store, words, applied, taken_over: 0 }
+    }
+
+    /// As the loop of `drive` does it.
+    fn work(&mut self, out: &mut Vec<Outgoing>, acknowledged: &mut BTreeMap<u64, (u64, Vec<u8>)>) {
+        while let Some(work) = self.node.ready().unwrap() {
+            out.extend(work.messages);
+            self.apply(work.committed, acknowledged);
+            self.store.write(work.snapshot.as_ref(), &work.entries, work.hard, work.must_sync).unwrap();
+            if let Some(installed) = work.snapshot {
+                self.words.restore(installed.meta.index, &installed.data).unwrap();
+                self.applied = installed.meta.index;
+                self.taken_over += 1;
+            }
+            out.extend(work.messages_after);
+            let after = self.node.advance(work.receipt).unwrap();
+            out.extend(after.messages);
+            self.apply(after.committed, acknowledged);
+            self.node.applied(self.applied);
+        }
+        if self.node.snapshot_wanted() {
+            let (meta, state) = self.store.load_snapshot().unwrap();
+            self.node.offer_snapshot(&meta, state);
+        }
+        if self.node.log_bytes() > LOG_BYTES_MAX && self.applied > self.node.snapshot_index() {
+            let meta = self.node.snapshot_meta(self.applied).unwrap();
+            let start = self.node.truncation(&meta, LOG_BYTES_MAX / 8);
+            self.store.store_snapshot(&meta, &self.words.snapshot(), start).unwrap();
+            self.node.truncate(&meta, start);
+        }
+        self.store.sweep(10).unwrap();
+    }
+
+    fn apply(&mut self, entries: Vec<crate::raft::node::Committed>, acknowledged: &mut BTreeMap<u64, (u64, Vec<u8>)>) {
+        for entry in entries {
+            assert_eq!(entry.index, self.applied + 1);
+            self.applied = entry.index;
+            if !entry.data.is_empty() {
+                self.words.apply(entry.index, &entry.data);
+            }
+            let known = acknowledged.entry(entry.index).or_insert_with(|| (entry.term, entry.data.to_vec()));
+            assert_eq!(
+                (known.0, known.1.as_slice()),
+                (entry.term, &entry.data[..]),
+                "two histories at {}",
+                entry.index
+            );
+        }
+    }
+}
+
+struct World {
+    dice: Dice,
+    seed: u64,
+    voters: Vec<u64>,
+    disks: BTreeMap<u64, Memory>,
+    /// None: down.
+    members: BTreeMap<u64, Option<Member>>,
+    wire: VecDeque<(u64, Outgoing)>,
+    /// Log index -> what was committed there, by anyone's word.
+    committed: BTreeMap<u64, (u64, Vec<u8>)>,
+    leaders: BTreeMap<u64, u64>,
+    trace: u64,
+    taken_over: u64,
+    crashes: u64,
+}
+
+impl World {
+    fn new(seed: u64, count: u64) -> Self {
+        let voters: Vec<u64> = (1..=count).collect();
+        let disks: BTreeMap<u64, Memory> = voters.iter().map(|id| (*id, Memory::default())).collect();
+        let members = voters.iter().map(|id| (*id, Some(Member::open(&disks[id], *id, &voters, seed)))).collect();
+        Self {
+            dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            seed,
+            voters,
+            disks,
+            members,
+            wire: VecDeque::new(),
+            committed: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            trace: 0xcbf2_9ce4_8422_2325,
+            taken_over: 0,
+            crashes: 0,
+        }
+    }
+
+    /// One tick of everybody, with faults of `loss` percent.
+    fn step(&mut self, time: u64, loss: u64, proposing: bool) {
+        for id in self.voters.clone() {
+            if let Some(member) = self.members.get_mut(&id).unwrap() {
+                member.node.tick();
+            }
+            self.settle(id, time);
+        }
+        if proposing {
+            for id in self.voters.clone() {
+                let Some(member) = self.members.get_mut(&id).unwrap() else { continue };
+                for number in 0..self.dice.roll(4) {
+                    let _ = member.node.propose(format!("{id} at {time} says {number}").into_bytes());
+                }
+                self.settle(id, time);
+            }
+        }
+        let mut late = VecDeque::new();
+        while let Some((due, message)) = self.wire.pop_front() {
+            if due > time {
+                late.push_back((due, message));
+                continue;
+            }
+            if self.dice.roll(100) < loss {
+                continue;
+            }
+            self.note(time, &message);
+            let to = message.to;
+            if let Some(member) = self.members.get_mut(&to).unwrap() {
+                let _ = member.node.step(&message.bytes);
+            }
+            if loss > 0 && self.dice.roll(50) == 0 {
+                late.push_back((time + 1 + self.dice.roll(20), message));
+            }
+            self.settle(to, time);
+        }
+        self.wire = late;
+        self.note_leaders();
+    }
+
+    fn settle(&mut self, id: u64, time: u64) {
+        let Some(member) = self.members.get_mut(&id).unwrap() else { return };
+        let mut out = Vec::new();
+        let before = member.taken_over;
+        member.work(&mut out, &mut self.committed);
+        self.taken_over += member.taken_over - before;
+        for message in out {
+            let due = time + self.dice.roll(3);
+            self.wire.push_back((due, message));
+        }
+    }
+
+    fn crash(&mut self, id: u64) {
+        if let Some(member) = self.members.get_mut(&id).unwrap().take() {
+            drop(member);
+            let unsynced = self.disks[&id].unsynced() as u64;
+            let keep = self.dice.roll(unsynced + 1);
+            self.disks[&id].cut(usize::try_from(keep).unwrap());
+            self.crashes += 1;
+        }
+    }
+
+    fn restart(&mut self, id: u64) {
+        let slot = self.members.get_mut(&id).unwrap();
+        if slot.is_none() {
+            *slot = Some(Member::open(&self.disks[&id], id, &self.voters, self.seed));
+        }
+    }
+
+    fn note(&mut self, time: u64, message: &Outgoing) {
+        for byte in time.to_be_bytes().iter().chain(&message.to.to_be_bytes()).chain(&message.bytes) {
+            self.trace = (self.trace ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+
+    fn note_leaders(&mut self) {
+        for (id, member) in &self.members {
+            let Some(member) = member else { continue };
+            if member.node.role() == Role::Leader {
+                let known = *self.leaders.entry(member.node.term()).or_insert(*id);
+                assert_eq!(known, *id, "seed {}: two leaders in term {}", self.seed, member.node.term());
+            }
+        }
+    }
+
+    /// No more faults: all must end with the same state, which holds everything that was ever committed.
+    fn heal(&mut self, from: u64) {
+        for id in self.voters.clone() {
+            self.restart(id);
+        }
+        for time in from..from + 1500 {
+            self.step(time, 0, false);
+        }
+        let leading = self.members.values().flatten().filter(|member| member.node.role() == Role::Leader).count();
+        assert_eq!(leading, 1, "seed {}: one leader", self.seed);
+        let expected: Vec<(u64, Vec<u8>)> = self
+            .committed
+            .iter()
+            .filter(|(_, (_, data))| !data.is_empty())
+            .map(|(index, (_, data))| (*index, data.clone()))
+            .collect();
+        for member in self.members.values().flatten() {
+            assert!(member.words.all() == expected, "seed {}: member {} differs", self.seed, member.node.id());
+        }
+    }
+}
+
+fn run(seed: u64) -> World {
+    let mut world = World::new(seed, 3);
+    for time in 0..1200 {
+        let loss = if time % 400 < 250 { 10 } else { 0 };
+        world.step(time, loss, true);
+        let id = 1 + world.dice.roll(3);
+        match world.dice.roll(60) {
+            0 => world.crash(id),
+            1..4 => world.restart(id),
+            _ => {}
+        }
+    }
+    world.heal(1200);
+    world
+}
+
+#[test]
+fn three_members_elect_one_leader_and_agree() {
+    let mut world = World::new(7, 3);
+    for time in 0..400 {
+        world.step(time, 5, true);
+    }
+    world.heal(400);
+    assert!(world.committed.len() > 100, "{} entries", world.committed.len());
+}
+
+#[test]
+fn members_agree_through_crashes_and_snapshots() {
+    let (mut taken_over, mut crashes) = (0, 0);
+    for seed in 1..=12 {
+        let world = run(seed);
+        assert!(world.committed.len() > 200, "seed {seed}: {} entries", world.committed.len());
+        taken_over += world.taken_over;
+        crashes += world.crashes;
+    }
+    assert!(taken_over > 5 && crashes > 50, "{taken_over} snapshots, {crashes} crashes: too few to show anything");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    assert_eq!(run(3).trace, run(3).trace);
+    assert_ne!(run(3).trace, run(4).trace);
+}
+
+#[test]
+fn a_follower_reads_what_the_leader_confirmed() {
+    let mut world = World::new(11, 3);
+    let mut time = 0;
+    while !world.members.values().flatten().any(|member| member.node.role() == Role::Leader && member.applied > 1) {
+        world.step(time, 0, false);
+        time += 1;
+        assert!(time < 500);
+    }
+    for _ in 0..20 {
+        world.step(time, 0, true);
+        time += 1;
+    }
+    let highest = *world.committed.keys().last().unwrap();
+    let follower = world.members.values_mut().flatten().find(|member| member.node.role() == Role::Follower).unwrap();
+    let round = follower.node.read_index().unwrap();
+    let id = follower.node.id();
+    for _ in 0..20 {
+        let member = world.members.get_mut(&id).unwrap().as_mut().unwrap();
+        if let Some(work) = member.node.ready().unwrap() {
+            if let Some(read) = work.reads.first() {
+                assert_eq!(read.round, round);
+                assert!(read.index >= highest);
+                return;
+            }
+            // Hand it back as `work` would, having looked at the reads.
+            let mut out = work.messages;
+            member.store.write(None, &work.entries, work.hard, work.must_sync).unwrap();
+            out.extend(work.messages_after);
+            member.apply(work.committed, &mut world.committed);
+            let after = member.node.advance(work.receipt).unwrap();
+            member.apply(after.committed, &mut world.committed);
+            member.node.applied(member.applied);
+            world.wire.extend(out.into_iter().chain(after.messages).map(|message| (time, message)));
+        }
+        // Everyone else lives on; the follower is looked at before it works.
+        let held = world.members.insert(id, None).unwrap();
+        let to_held: Vec<Outgoing> = world.wire.iter().map(|(_, m)| m.clone()).filter(|m| m.to == id).collect();
+        world.wire.retain(|(_, message)| message.to != id);
+        world.step(time, 0, false);
+        time += 1;
+        world.members.insert(id, held);
+        let member = world.members.get_mut(&id).unwrap().as_mut().unwrap();
+        for message in to_held {
+            let _ = member.node.step(&message.bytes);
+        }
+    }
+    panic!("the read was not confirmed");
+}

@@ -1,0 +1,101 @@
+//! This member's copy of the state: what the log drives, and what the rest of the scheduler reads.
+
+use crate::raft;
+use crate::state::{State, Touched};
+use prost::Message;
+use proto::v1 as pb;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use tokio::sync::watch;
+
+/// Touches remembered, so that a watch can resume.
+const FEED_MAX: usize = 10_000;
+
+/// The state, shared: one writer (the log), many short readers. Never hold the guard across an await.
+#[derive(Clone, Default)]
+pub struct Replica {
+    state: Arc<RwLock<State>>,
+    feed: Arc<Feed>,
+}
+
+/// What changed, by log index.
+struct Feed {
+    ring: Mutex<Ring>,
+    applied: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Ring {
+    touched: VecDeque<(u64, Touched)>,
+    /// Touches at or below this index are no longer known.
+    compacted: u64,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self { ring: Mutex::default(), applied: watch::Sender::new(0) }
+    }
+}
+
+impl Replica {
+    pub fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Changes with each applied entry: the log index.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.feed.applied.subscribe()
+    }
+    /// What was touched after `index`; `None` when that is no longer known.
+    pub fn touched_after(&self, index: u64) -> Option<BTreeSet<Touched>> {
+        let ring = self.feed.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        if index < ring.compacted {
+            return None;
+        }
+        Some(ring.touched.iter().rev().take_while(|(i, _)| *i > index).map(|(_, t)| t.clone()).collect())
+    }
+    /// The oldest index that a watch can resume behind.
+    pub fn compacted(&self) -> u64 {
+        self.feed.ring.lock().unwrap_or_else(PoisonError::into_inner).compacted
+    }
+}
+
+impl raft::StateMachine for Replica {
+    fn apply(&mut self, index: u64, data: &[u8]) -> Vec<u8> {
+        let mut touched = BTreeSet::new();
+        let outcomes =
+            self.state.write().unwrap_or_else(PoisonError::into_inner).apply_bytes(index, data, &mut touched);
+        {
+            let mut ring = self.feed.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.touched.extend(touched.into_iter().map(|t| (index, t)));
+            while ring.touched.len() > FEED_MAX {
+                if let Some((index, _)) = ring.touched.pop_front() {
+                    ring.compacted = index;
+                }
+            }
+        }
+        self.feed.applied.send_replace(index);
+        outcomes
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.read().to_bytes()
+    }
+
+    fn restore(&mut self, index: u64, snapshot: &[u8]) -> Result<(), String> {
+        let mut state = if snapshot.is_empty() { State::default() } else {
+            State::from_bytes(snapshot).map_err(|e| e.to_string())?
+        };
+        state.applied = index;
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        let mut ring = self.feed.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.touched.clear();
+        ring.compacted = index;
+        self.feed.applied.send_replace(index);
+        Ok(())
+    }
+}
+
+/// The outcomes that the log gave for one entry.
+pub(crate) fn outcomes(applied: &raft::Applied) -> Vec<pb::Outcome> {
+    pb::Outcomes::decode(applied.outcome.as_slice()).map(|o| o.items).unwrap_or_default()
+}

@@ -1,0 +1,304 @@
+//! What people see: status = f(state, observed). Pure.
+
+use crate::plan::{Config, Observed, RunningNow, Unplaced, daemon_target, meets};
+use crate::state::{AppState, HostState, State};
+use proto::app::{Component, HostId, Kind, Link, Name, Scaler};
+use proto::v1 as pb;
+use std::collections::BTreeMap;
+
+/// Everything a status is computed from.
+pub struct View<'a> {
+    pub state: &'a State,
+    pub observed: &'a Observed,
+    /// From the latest plan.
+    pub unplaced: &'a [Unplaced],
+    pub now_ms: u64,
+    pub timers: Config,
+}
+
+/// One component's numbers.
+#[derive(Default)]
+struct Tally {
+    desired: u64,
+    /// Running in any revision.
+    running: u64,
+    /// Running in the current revision.
+    current: u64,
+    failed: Option<String>,
+    waiting: Option<String>,
+}
+
+impl View<'_> {
+    pub fn apps(&self, only: &str) -> Vec<pb::AppStatus> {
+        self.state.apps.iter().filter(|(n, _)| only.is_empty() || n.as_str() == only).map(|(n, a)| self.app(n, a)).collect()
+    }
+
+    pub fn app_named(&self, name: &Name) -> Option<pb::AppStatus> {
+        self.state.apps.get(name).map(|a| self.app(name, a))
+    }
+
+    fn app(&self, name: &Name, app: &AppState) -> pb::AppStatus {
+        let tallies: Vec<Tally> =
+            app.spec().components.iter().map(|(component, spec)| self.tally(name, app, component, spec)).collect();
+        let sum = |f: fn(&Tally) -> u64| u32::try_from(tallies.iter().map(f).sum::<u64>()).unwrap_or(u32::MAX);
+        let (desired, running, current) = (sum(|t| t.desired), sum(|t| t.running), sum(|t| t.current));
+        let failed = tallies.iter().find_map(|t| t.failed.clone());
+        let waiting = tallies.iter().find_map(|t| t.waiting.clone());
+        let state = match (app.deleting, &failed, &waiting) {
+            (true, ..) => "deleting",
+            (_, None, _) if current >= desired => "running",
+            (_, Some(_), _) if running == 0 => "failed",
+            (_, Some(_), _) => "degraded",
+            (_, None, Some(_)) if running > 0 => "degraded",
+            _ => "deploying",
+        };
+        let message = if state == "running" { String::new() } else { failed.or(waiting).unwrap_or_default() };
+        pb::AppStatus {
+            name: name.to_string(),
+            revision: app.current,
+            state: state.to_owned(),
+            desired,
+            running,
+            version: app.version,
+            message,
+            urls: self.urls(app),
+        }
+    }
+
+    fn tally(&self, name: &Name, app: &AppState, component: &Name, spec: &Component) -> Tally {
+        let mut tally = Tally { desired: self.desired(spec), ..Tally::default() };
+        let key = (name.clone(), component.clone());
+        for (host, placed) in self.state.placed(name, component) {
+            let Some(record) = self.state.hosts.get(host) else { continue };
+            if record.lost {
+                let host = &record.hello.name;
+                tally.waiting = Some(format!(
+                    "{component}: {} replicas are on host {host}, which is lost; start it again or add a host that fits",
+                    placed.replicas
+                ));
+                continue;
+            }
+            for now in self.observed.running(host, &key) {
+                if now.state == pb::RunState::Running {
+                    let n = u64::from(now.replicas.min(placed.replicas));
+                    tally.running += n;
+                    tally.current += if now.revision == app.current { n } else { 0 };
+                } else if now.state == pb::RunState::Failed && now.revision == app.current {
+                    tally.failed = Some(format!("{component} on host {}: {}", record.hello.name, now.error));
+                }
+            }
+        }
+        if let Some(u) = self.unplaced.iter().find(|u| u.app == *name && u.component == *component) {
+            tally.waiting = Some(format!("{component}: {} of {} replicas wait: {}", u.missing, tally.desired, u.why));
+        }
+        tally
+    }
+
+    fn desired(&self, spec: &Component) -> u64 {
+        match &spec.scaler {
+            Scaler::Spread { replicas, .. } => u64::from(*replicas),
+            Scaler::Daemon { replicas, spread } => {
+                let live = self.state.hosts.values().filter(|h| !h.lost && !h.draining);
+                let met = |h: &HostState| {
+                    if spread.is_empty() { 1 } else { spread.iter().filter(|s| meets(h, &s.requirements)).count() }
+                };
+                live.map(|h| daemon_target(*replicas, met(h))).sum()
+            }
+        }
+    }
+
+    /// Where the app's routes answer: every ready ingress.
+    fn urls(&self, app: &AppState) -> Vec<String> {
+        let ingresses: Vec<&str> = self
+            .state
+            .hosts
+            .values()
+            .filter(|h| !h.lost && !h.hello.ingress.is_empty())
+            .map(|h| h.hello.ingress.as_str())
+            .collect();
+        let mut urls = Vec::new();
+        for component in app.spec().components.values() {
+            let Kind::Actor(actor) = &component.kind else { continue };
+            for route in &actor.ingress {
+                for ingress in ingresses.iter().take(8) {
+                    let port = ingress.rsplit(':').next().unwrap_or_default();
+                    let host = if route.host.is_empty() { (*ingress).to_owned() } else { format!("{}:{port}", route.host) };
+                    urls.push(format!("http://{host}{}", route.path));
+                }
+            }
+        }
+        urls
+    }
+
+    pub fn actors(&self, only: &str) -> Vec<pb::ActorStatus> {
+        let mut items = Vec::new();
+        for (name, app) in self.state.apps.iter().filter(|(n, _)| only.is_empty() || n.as_str() == only) {
+            for (component, spec) in &app.spec().components {
+                self.actors_of(name, app, component, spec, &mut items);
+            }
+        }
+        items
+    }
+
+    fn actors_of(
+        &self,
+        name: &Name,
+        app: &AppState,
+        component: &Name,
+        spec: &Component,
+        items: &mut Vec<pb::ActorStatus>,
+    ) {
+        let key = (name.clone(), component.clone());
+        let kind = if matches!(spec.kind, Kind::Actor(_)) { "actor" } else { "provider" };
+        let blank = pb::ActorStatus {
+            app: name.to_string(),
+            actor: component.to_string(),
+            revision: app.current,
+            kind: kind.to_owned(),
+            ..Default::default()
+        };
+        for (host, placed) in self.state.placed(name, component) {
+            let Some(record) = self.state.hosts.get(host) else { continue };
+            let all = self.observed.running(host, &key);
+            let now = all.iter().find(|r| r.revision == placed.revision);
+            let serving = all.iter().find(|r| r.state == pb::RunState::Running);
+            let (state, message) = state_of(record, now);
+            let live = if record.lost { None } else { serving };
+            items.push(pb::ActorStatus {
+                revision: placed.revision,
+                host: host.to_string(),
+                host_name: record.hello.name.clone(),
+                replicas: placed.replicas,
+                running: live.map_or(0, |r| r.replicas.min(placed.replicas)),
+                state,
+                message,
+                requests: all.iter().map(|r| r.requests).sum(),
+                errors: all.iter().map(|r| r.errors).sum(),
+                ..blank.clone()
+            });
+        }
+        if let Some(u) = self.unplaced.iter().find(|u| u.app == *name && u.component == *component) {
+            items.push(pb::ActorStatus {
+                replicas: u32::try_from(u.missing).unwrap_or(u32::MAX),
+                state: "unplaced".into(),
+                message: u.why.clone(),
+                ..blank
+            });
+        }
+    }
+
+    pub fn hosts(&self) -> Vec<pb::HostStatus> {
+        self.state.hosts.keys().filter_map(|id| self.host(id)).collect()
+    }
+
+    pub fn host(&self, id: &HostId) -> Option<pb::HostStatus> {
+        let record = self.state.hosts.get(id)?;
+        let seen = self.observed.hosts.get(id);
+        let silent_ms = self.now_ms.saturating_sub(seen.map_or(self.observed.since_ms, |s| s.at_ms));
+        let state = if record.lost {
+            "lost"
+        } else if record.draining {
+            "draining"
+        } else if record.cordoned {
+            "cordoned"
+        } else if silent_ms >= self.timers.suspect_ms {
+            "suspect"
+        } else {
+            "ready"
+        };
+        let running = seen.map_or(0, |s| {
+            let all = s.running.values().flatten().filter(|r| r.state == pb::RunState::Running);
+            all.map(|r| r.replicas).sum()
+        });
+        Some(pb::HostStatus {
+            id: id.to_string(),
+            name: record.hello.name.clone(),
+            state: state.to_owned(),
+            labels: record.hello.labels.clone(),
+            facts: record.hello.facts.clone(),
+            running: if record.lost { 0 } else { running },
+            ingress: record.hello.ingress.clone(),
+            seen_ms: silent_ms,
+            dropped: seen.map_or(0, |s| s.dropped),
+            generation: record.generation,
+        })
+    }
+
+    pub fn links(&self, only: &str) -> Vec<pb::LinkStatus> {
+        let mut items = Vec::new();
+        for (name, app) in self.state.apps.iter().filter(|(n, _)| only.is_empty() || n.as_str() == only) {
+            for link in &app.spec().links {
+                let (state, path) = self.link(name, link);
+                for interface in link.interface_names() {
+                    items.push(pb::LinkStatus {
+                        app: name.to_string(),
+                        consumer: link.consumer.to_string(),
+                        interface,
+                        name: link.name.clone(),
+                        provider: link.provider.to_string(),
+                        state: state.to_owned(),
+                        path: path.to_owned(),
+                    });
+                }
+            }
+        }
+        items
+    }
+
+    /// Whether a link is bound now, and which way its calls go.
+    fn link(&self, app: &Name, link: &Link) -> (&'static str, &'static str) {
+        let on = |component: &Name| -> Vec<&HostId> {
+            let key = (app.clone(), component.clone());
+            let live = |h: &HostId| self.state.hosts.get(h).is_some_and(|r| !r.lost);
+            let runs = |h: &HostId| self.observed.running(h, &key).iter().any(|r| r.state == pb::RunState::Running);
+            self.state.placed(app, component).map(|(h, _)| h).filter(|h| live(h) && runs(h)).collect()
+        };
+        let (consumers, providers) = (on(&link.consumer), on(&link.provider));
+        let state = if providers.is_empty() { "waiting" } else { "bound" };
+        let here = consumers.iter().filter(|h| providers.contains(h)).count();
+        let path = match (providers.is_empty() || consumers.is_empty(), here) {
+            (true, _) => "",
+            (_, 0) => "bus",
+            (_, n) if n == consumers.len() => "local",
+            _ => "local+bus",
+        };
+        (state, path)
+    }
+
+    pub fn revisions(&self, only: &str) -> Vec<pb::RevisionStatus> {
+        let apps = self.state.apps.iter().filter(|(n, _)| only.is_empty() || n.as_str() == only);
+        apps.flat_map(|(name, app)| {
+            app.revisions.iter().map(|(revision, r)| pb::RevisionStatus {
+                app: name.to_string(),
+                revision: *revision,
+                current: *revision == app.current,
+                created_ms: r.created_ms,
+                cause: r.cause.clone(),
+            })
+        })
+        .collect()
+    }
+
+    /// Hosts that run this actor now, for calls and logs.
+    pub fn hosts_running(&self, app: &Name, actor: &Name) -> Vec<HostId> {
+        let key = (app.clone(), actor.clone());
+        let running = |h: &HostId| self.observed.running(h, &key).iter().any(|r| r.state == pb::RunState::Running);
+        self.state.placed(app, actor).map(|(h, _)| h.clone()).filter(running).collect()
+    }
+}
+
+fn state_of(record: &HostState, now: Option<&RunningNow>) -> (String, String) {
+    if record.lost {
+        return ("lost".into(), format!("host {} is lost", record.hello.name));
+    }
+    match now.map(|n| (n.state, n)) {
+        Some((pb::RunState::Running, _)) => ("running".into(), String::new()),
+        Some((pb::RunState::Failed, n)) => ("failed".into(), n.error.clone()),
+        _ => ("starting".into(), String::new()),
+    }
+}
+
+/// What changed between two rounds of status, for watches: apps whose status differs.
+pub fn differing(before: &BTreeMap<String, pb::AppStatus>, after: &[pb::AppStatus]) -> Vec<pb::AppStatus> {
+    after.iter().filter(|a| before.get(&a.name) != Some(a)).cloned().collect()
+}

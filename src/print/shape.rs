@@ -1,0 +1,431 @@
+//! The JSON and YAML that commands print: a promise to scripts. Fields are added, never renamed, removed or given
+//! another type. Written out by hand, so that a change of the wire messages does not change them by accident.
+
+use super::time::rfc3339;
+use proto::v1;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Every list: `{"items": [...]}`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct List<T> {
+    pub(crate) items: Vec<T>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct App {
+    pub(crate) name: String,
+    pub(crate) revision: u64,
+    /// deploying | running | degraded | failed | deleting
+    pub(crate) state: String,
+    /// Replicas.
+    pub(crate) desired: u32,
+    pub(crate) running: u32,
+    /// For `--if-version`.
+    pub(crate) version: u64,
+    pub(crate) message: String,
+    pub(crate) urls: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Actor {
+    pub(crate) app: String,
+    pub(crate) actor: String,
+    pub(crate) revision: u64,
+    /// Id; empty when it is not placed.
+    pub(crate) host: String,
+    pub(crate) replicas: u32,
+    pub(crate) running: u32,
+    pub(crate) host_name: String,
+    /// starting | running | failed | unplaced | lost
+    pub(crate) state: String,
+    pub(crate) message: String,
+    /// actor | provider
+    pub(crate) kind: String,
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Host {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    /// ready | suspect | lost | cordoned | draining
+    pub(crate) state: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) facts: Facts,
+    /// Replicas.
+    pub(crate) running: u32,
+    pub(crate) ingress: String,
+    /// Milliseconds since its last heartbeat.
+    pub(crate) seen_ms: u64,
+    /// Messages it refused since boot.
+    pub(crate) dropped: u64,
+    pub(crate) generation: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(crate) struct Facts {
+    pub(crate) arch: String,
+    pub(crate) os: String,
+    pub(crate) cpus: u32,
+    pub(crate) memory_bytes: u64,
+    pub(crate) engine: String,
+    pub(crate) version: String,
+    pub(crate) interfaces: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Link {
+    pub(crate) app: String,
+    pub(crate) consumer: String,
+    pub(crate) interface: String,
+    pub(crate) name: String,
+    pub(crate) provider: String,
+    /// bound | waiting
+    pub(crate) state: String,
+    /// local | bus | local+bus
+    pub(crate) path: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Revision {
+    pub(crate) app: String,
+    pub(crate) revision: u64,
+    pub(crate) current: bool,
+    /// RFC 3339, UTC.
+    pub(crate) created: String,
+    /// apply | scale | rollback to N
+    pub(crate) cause: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Event {
+    pub(crate) id: String,
+    /// RFC 3339, UTC.
+    pub(crate) time: String,
+    pub(crate) kind: String,
+    pub(crate) subject: String,
+    pub(crate) message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct LogLine {
+    /// RFC 3339, UTC.
+    pub(crate) time: String,
+    pub(crate) app: String,
+    pub(crate) actor: String,
+    pub(crate) host: String,
+    pub(crate) instance: u64,
+    /// stdout | stderr | trace | debug | info | warn | error | critical
+    pub(crate) stream: String,
+    pub(crate) text: String,
+}
+
+/// `describe app`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct AppDetail {
+    #[serde(flatten)]
+    pub(crate) app: App,
+    pub(crate) actors: Vec<Actor>,
+    pub(crate) links: Vec<Link>,
+    pub(crate) revisions: Vec<Revision>,
+    pub(crate) events: Vec<Event>,
+    /// The current revision, as validated; null when the server sent none.
+    pub(crate) spec: serde_json::Value,
+}
+
+/// `describe host`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct HostDetail {
+    #[serde(flatten)]
+    pub(crate) host: Host,
+    pub(crate) actors: Vec<Actor>,
+}
+
+/// One app of `apply`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Applied {
+    pub(crate) name: String,
+    /// created | configured | unchanged
+    pub(crate) change: String,
+    pub(crate) revision: u64,
+    pub(crate) version: u64,
+    pub(crate) dry_run: bool,
+    /// Last seen while following; null when nobody followed.
+    pub(crate) state: Option<String>,
+    pub(crate) desired: Option<u32>,
+    pub(crate) running: Option<u32>,
+    pub(crate) message: String,
+    pub(crate) urls: Vec<String>,
+}
+
+/// `status`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Status {
+    pub(crate) lattice: String,
+    pub(crate) api: String,
+    pub(crate) version: String,
+    pub(crate) client_version: String,
+    pub(crate) leader: bool,
+    pub(crate) term: u64,
+    pub(crate) index: u64,
+    pub(crate) hosts: u32,
+    pub(crate) bus: String,
+    pub(crate) dropped: u64,
+}
+
+impl From<v1::AppStatus> for App {
+    fn from(s: v1::AppStatus) -> Self {
+        Self {
+            name: s.name,
+            revision: s.revision,
+            state: s.state,
+            desired: s.desired,
+            running: s.running,
+            version: s.version,
+            message: s.message,
+            urls: s.urls,
+        }
+    }
+}
+
+impl From<v1::ActorStatus> for Actor {
+    fn from(s: v1::ActorStatus) -> Self {
+        Self {
+            app: s.app,
+            actor: s.actor,
+            revision: s.revision,
+            host: s.host,
+            replicas: s.replicas,
+            running: s.running,
+            host_name: s.host_name,
+            state: s.state,
+            message: s.message,
+            kind: s.kind,
+            requests: s.requests,
+            errors: s.errors,
+        }
+    }
+}
+
+impl From<v1::HostStatus> for Host {
+    fn from(s: v1::HostStatus) -> Self {
+        Self {
+            id: s.id,
+            name: s.name,
+            state: s.state,
+            labels: s.labels,
+            facts: s.facts.map(Facts::from).unwrap_or_default(),
+            running: s.running,
+            ingress: s.ingress,
+            seen_ms: s.seen_ms,
+            dropped: s.dropped,
+            generation: s.generation,
+        }
+    }
+}
+
+impl From<v1::Facts> for Facts {
+    fn from(f: v1::Facts) -> Self {
+        Self {
+            arch: f.arch,
+            os: f.os,
+            cpus: f.cpus,
+            memory_bytes: f.memory_bytes,
+            engine: f.engine,
+            version: f.version,
+            interfaces: f.interfaces,
+        }
+    }
+}
+
+impl From<v1::LinkStatus> for Link {
+    fn from(s: v1::LinkStatus) -> Self {
+        Self {
+            app: s.app,
+            consumer: s.consumer,
+            interface: s.interface,
+            name: s.name,
+            provider: s.provider,
+            state: s.state,
+            path: s.path,
+        }
+    }
+}
+
+impl From<v1::RevisionStatus> for Revision {
+    fn from(s: v1::RevisionStatus) -> Self {
+        Self { app: s.app, revision: s.revision, current: s.current, created: rfc3339(s.created_ms), cause: s.cause }
+    }
+}
+
+impl From<v1::Event> for Event {
+    fn from(e: v1::Event) -> Self {
+        Self { id: e.id, time: rfc3339(e.time_ms), kind: e.kind, subject: e.subject, message: e.message }
+    }
+}
+
+impl From<v1::LogLine> for LogLine {
+    fn from(l: v1::LogLine) -> Self {
+        Self {
+            time: rfc3339(l.time_ms),
+            app: l.app,
+            actor: l.actor,
+            host: l.host,
+            instance: l.instance,
+            stream: l.stream,
+            text: l.text,
+        }
+    }
+}
+
+impl From<v1::AppDetail> for AppDetail {
+    fn from(d: v1::AppDetail) -> Self {
+        Self {
+            app: d.app.unwrap_or_default().into(),
+            actors: d.actors.into_iter().map(Into::into).collect(),
+            links: d.links.into_iter().map(Into::into).collect(),
+            revisions: d.revisions.into_iter().map(Into::into).collect(),
+            events: d.events.into_iter().map(Into::into).collect(),
+            spec: serde_json::from_str(&d.spec).unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    // Each test below is the promise in full: a change of one of them breaks scripts.
+
+    #[test]
+    fn hosts_keep_their_shape() {
+        let status = v1::HostStatus {
+            id: "01J".into(),
+            name: "paris-1".into(),
+            state: "ready".into(),
+            labels: [("site".to_owned(), "paris".to_owned())].into(),
+            facts: Some(v1::Facts {
+                arch: "x86_64".into(),
+                os: "linux".into(),
+                cpus: 2,
+                memory_bytes: 1024,
+                engine: "wasmtime 48".into(),
+                version: "0.1.0".into(),
+                interfaces: vec!["wasi:keyvalue/store".into()],
+            }),
+            running: 3,
+            ingress: "127.0.0.1:8000".into(),
+            seen_ms: 12,
+            dropped: 1,
+            generation: 7,
+        };
+        assert_eq!(
+            serde_json::to_value(List { items: vec![Host::from(status)] }).unwrap(),
+            json!({"items": [{
+                "id": "01J", "name": "paris-1", "state": "ready", "labels": {"site": "paris"},
+                "facts": {"arch": "x86_64", "os": "linux", "cpus": 2, "memory_bytes": 1024, "engine": "wasmtime 48",
+                    "version": "0.1.0", "interfaces": ["wasi:keyvalue/store"]},
+                "running": 3, "ingress": "127.0.0.1:8000", "seen_ms": 12, "dropped": 1, "generation": 7,
+            }]})
+        );
+    }
+
+    #[test]
+    fn apps_keep_their_shape() {
+        let status = v1::AppStatus {
+            name: "hello".into(),
+            revision: 2,
+            state: "running".into(),
+            desired: 3,
+            running: 3,
+            version: 9,
+            message: String::new(),
+            urls: vec!["http://127.0.0.1:8000/".into()],
+        };
+        assert_eq!(
+            serde_json::to_value(App::from(status)).unwrap(),
+            json!({"name": "hello", "revision": 2, "state": "running", "desired": 3, "running": 3, "version": 9,
+                "message": "", "urls": ["http://127.0.0.1:8000/"]})
+        );
+    }
+
+    #[test]
+    fn actors_keep_their_shape() {
+        let status = v1::ActorStatus {
+            app: "hello".into(),
+            actor: "web".into(),
+            revision: 2,
+            host: "01J".into(),
+            host_name: "paris-1".into(),
+            replicas: 3,
+            running: 2,
+            state: "starting".into(),
+            message: "m".into(),
+            kind: "actor".into(),
+            requests: 10,
+            errors: 1,
+        };
+        assert_eq!(
+            serde_json::to_value(Actor::from(status)).unwrap(),
+            json!({"app": "hello", "actor": "web", "revision": 2, "host": "01J", "replicas": 3, "running": 2,
+                "host_name": "paris-1", "state": "starting", "message": "m", "kind": "actor", "requests": 10,
+                "errors": 1})
+        );
+    }
+
+    #[test]
+    fn links_revisions_and_events_keep_their_shape() {
+        let link = v1::LinkStatus {
+            app: "a".into(),
+            consumer: "web".into(),
+            interface: "wasi:keyvalue/store".into(),
+            name: "default".into(),
+            provider: "kv".into(),
+            state: "bound".into(),
+            path: "bus".into(),
+        };
+        assert_eq!(
+            serde_json::to_value(Link::from(link)).unwrap(),
+            json!({"app": "a", "consumer": "web", "interface": "wasi:keyvalue/store", "name": "default",
+                "provider": "kv", "state": "bound", "path": "bus"})
+        );
+        let revision =
+            v1::RevisionStatus { app: "a".into(), revision: 1, current: true, created_ms: 0, cause: "apply".into() };
+        assert_eq!(
+            serde_json::to_value(Revision::from(revision)).unwrap(),
+            json!({"app": "a", "revision": 1, "current": true, "created": "1970-01-01T00:00:00.000Z",
+                "cause": "apply"})
+        );
+        let event = v1::Event {
+            id: "1".into(),
+            time_ms: 0,
+            kind: "host.lost".into(),
+            subject: "host/x".into(),
+            message: "m".into(),
+            json: "{}".into(),
+        };
+        assert_eq!(
+            serde_json::to_value(Event::from(event)).unwrap(),
+            json!({"id": "1", "time": "1970-01-01T00:00:00.000Z", "kind": "host.lost", "subject": "host/x",
+                "message": "m"})
+        );
+    }
+
+    #[test]
+    fn a_described_app_is_the_listed_app_and_more() {
+        let detail = v1::AppDetail {
+            app: Some(v1::AppStatus { name: "hello".into(), ..Default::default() }),
+            spec: "{\"name\":\"hello\"}".into(),
+            ..Default::default()
+        };
+        let value = serde_json::to_value(AppDetail::from(detail)).unwrap();
+        assert_eq!(value["name"], "hello");
+        assert_eq!(value["spec"]["name"], "hello");
+        for list in ["actors", "links", "revisions", "events"] {
+            assert_eq!(value[list], json!([]), "{list}");
+        }
+    }
+}

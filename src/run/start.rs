@@ -1,0 +1,222 @@
+//! The seam between the command line and the crates that do the work: a checked configuration in, running parts out.
+//! Nothing here prints or reads arguments.
+
+use crate::failure::Failure;
+use crate::run::Tls;
+#[cfg(feature = "host")]
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of Raft log before a snapshot replaces it.
+#[cfg(feature = "scheduler")]
+const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A whole lattice in one process.
+#[cfg(all(feature = "host", feature = "scheduler"))]
+#[derive(Debug, Clone)]
+pub(crate) struct UpConfig {
+    pub(crate) lattice: proto::app::LatticeName,
+    pub(crate) data: PathBuf,
+    pub(crate) bus: UpBus,
+    pub(crate) api: SocketAddr,
+    pub(crate) ingress: SocketAddr,
+    /// For the API and the ingress; `None` only when both are on loopback.
+    pub(crate) tls: Option<Tls>,
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// The bus of `up`.
+#[cfg(all(feature = "host", feature = "scheduler"))]
+#[derive(Debug, Clone)]
+pub(crate) enum UpBus {
+    /// The broker in this process, listening here (on loopback).
+    Embedded(SocketAddr),
+    Nats(bus::Config),
+}
+
+#[cfg(feature = "scheduler")]
+#[derive(Debug, Clone)]
+pub(crate) struct SchedulerConfig {
+    pub(crate) bus: bus::Config,
+    pub(crate) data: PathBuf,
+    pub(crate) api: SocketAddr,
+    /// `None` only when the API is on loopback.
+    pub(crate) tls: Option<Tls>,
+    /// Its id in the Raft group, from 1.
+    pub(crate) id: u64,
+}
+
+#[cfg(feature = "host")]
+#[derive(Debug, Clone)]
+pub(crate) struct HostConfig {
+    pub(crate) bus: bus::Config,
+    pub(crate) data: PathBuf,
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) ingress: Option<SocketAddr>,
+    /// `None` only when there is no ingress beyond loopback.
+    pub(crate) tls: Option<Tls>,
+}
+
+/// Parts that run, and where they are: addresses as bound, so that a port 0 has become a real one.
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    #[cfg(feature = "scheduler")]
+    pub(crate) api: Option<SocketAddr>,
+    /// URL of the bus, without secrets.
+    pub(crate) bus: String,
+    #[cfg(feature = "host")]
+    pub(crate) ingress: Option<SocketAddr>,
+    /// The host's id.
+    #[cfg(feature = "host")]
+    pub(crate) host: Option<String>,
+    /// Each ends when `stop` is cancelled; one that ends before it ends the process.
+    pub(crate) parts: JoinSet<anyhow::Result<()>>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Running {
+    /// Waits until a part has ended by itself, and says why. Safe to drop while it waits.
+    pub(crate) async fn ended(&mut self) -> Failure {
+        let why = match self.parts.join_next().await {
+            Some(Ok(Ok(()))) | None => "a part ended by itself; see the log above".to_owned(),
+            Some(Ok(Err(error))) => format!("{error:#}"),
+            Some(Err(error)) => format!("a part of lattice broke: {error}; see the log above, and report it"),
+        };
+        Failure::Refused(crate::print::clean(&why))
+    }
+}
+
+#[cfg(all(feature = "host", feature = "scheduler"))]
+pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
+    let (broker, bus_config) = match config.bus {
+        UpBus::Nats(nats) => (None, nats),
+        UpBus::Embedded(listen) => {
+            let broker = bus::broker::Broker::start(bus::broker::Config { listen, token: None })?;
+            let nats = bus::Config {
+                urls: vec![format!("nats://{}", broker.addr())],
+                credentials: None,
+                token: None,
+                tls_ca: None,
+                tls_cert: None,
+                tls_key: None,
+                name: format!("lattice up {}", config.name),
+                lattice: config.lattice.clone(),
+            };
+            (Some(broker), nats)
+        }
+    };
+    let scheduler =
+        start_scheduler(&bus_config, config.data.join("scheduler"), config.api, config.tls.clone(), 1).await?;
+    let host = start_host(HostConfig {
+        bus: bus_config.clone(),
+        data: config.data.join("host"),
+        name: config.name,
+        labels: config.labels,
+        ingress: Some(config.ingress),
+        tls: config.tls,
+    })
+    .await?;
+    let mut running = Running {
+        api: Some(scheduler.0.api()),
+        bus: shown(&bus_config.urls),
+        ingress: host.0.ingress(),
+        host: Some(host.0.id().to_string()),
+        ..Running::default()
+    };
+    let stop = running.stop.clone();
+    running.parts.spawn(async move {
+        stop.cancelled().await;
+        // The host is no less part of the lattice for the night: it does not leave.
+        host.0.shutdown(false).await;
+        scheduler.0.shutdown().await;
+        host.1.close().await;
+        scheduler.1.close().await;
+        if let Some(broker) = broker {
+            broker.shutdown().await;
+        }
+        Ok(())
+    });
+    Ok(running)
+}
+
+#[cfg(feature = "scheduler")]
+pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running> {
+    let (scheduler, bus) = start_scheduler(&config.bus, config.data, config.api, config.tls, config.id).await?;
+    let mut running = Running { api: Some(scheduler.api()), bus: shown(&config.bus.urls), ..Running::default() };
+    let stop = running.stop.clone();
+    running.parts.spawn(async move {
+        stop.cancelled().await;
+        scheduler.shutdown().await;
+        bus.close().await;
+        Ok(())
+    });
+    Ok(running)
+}
+
+#[cfg(feature = "host")]
+pub(crate) async fn host(config: HostConfig) -> anyhow::Result<Running> {
+    let urls = shown(&config.bus.urls);
+    let (agent, bus) = start_host(config).await?;
+    let mut running =
+        Running { bus: urls, ingress: agent.ingress(), host: Some(agent.id().to_string()), ..Running::default() };
+    let stop = running.stop.clone();
+    running.parts.spawn(async move {
+        stop.cancelled().await;
+        agent.shutdown(true).await;
+        bus.close().await;
+        Ok(())
+    });
+    Ok(running)
+}
+
+#[cfg(feature = "scheduler")]
+async fn start_scheduler(
+    nats: &bus::Config,
+    data: PathBuf,
+    api: SocketAddr,
+    tls: Option<Tls>,
+    id: u64,
+) -> anyhow::Result<(scheduler::Scheduler, bus::Bus)> {
+    let bus = bus::Bus::connect(nats).await?;
+    let config = scheduler::Config {
+        id,
+        lattice: nats.lattice.clone(),
+        data,
+        api: scheduler::api::Config { listen: api, tls: tls.map(|t| (t.cert, t.key)) },
+        timers: scheduler::plan::Config::default(),
+        log_bytes_max: LOG_BYTES_MAX,
+    };
+    Ok((scheduler::Scheduler::start(config, bus.clone()).await?, bus))
+}
+
+#[cfg(feature = "host")]
+async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, bus::Bus)> {
+    let bus = bus::Bus::connect(&config.bus).await?;
+    let tls = config.tls.map(|t| (t.cert, t.key));
+    let agent = host::agent::Agent::start(
+        host::agent::Config {
+            lattice: config.bus.lattice.clone(),
+            data: config.data,
+            name: Some(config.name),
+            labels: config.labels,
+            ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls }),
+        },
+        bus.clone(),
+    )
+    .await?;
+    Ok((agent, bus))
+}
+
+/// URLs without what stands before an `@`: that may be a password.
+fn shown(urls: &[String]) -> String {
+    let bare = |url: &String| match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        _ => url.clone(),
+    };
+    urls.iter().map(bare).collect::<Vec<_>>().join(",")
+}

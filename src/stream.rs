@@ -1,0 +1,255 @@
+//! `logs` and `events`: lines as they come.
+
+use crate::args::{self, Connect};
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::print::shape::{Event, List, LogLine};
+use crate::print::table::{Cell, Table, Tint};
+use crate::{context, print};
+use clap::{Args, ValueEnum};
+use proto::v1::{EventsRequest, LogsRequest};
+use std::time::Duration;
+use tonic::Code;
+
+/// How long `logs -f` goes on trying when its server has gone.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(500);
+/// Lines that one answer may hold.
+const LINES_MAX: u32 = 10_000;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lattice logs hello                       the last 100 lines of every actor of the app
+  lattice logs hello/web -f                one actor; go on with what comes
+  lattice logs hello -o json | jq -r 'select(.stream == \"stderr\").text'
+
+What an actor prints (stdout, stderr, wasi:logging) is kept by the host it runs
+on, a bounded number of lines. -o raw is the text alone; JSON is one object a
+line: time, app, actor, host, instance, stream, text.")]
+pub(crate) struct LogsArgs {
+    /// App, or one of its actors
+    #[arg(value_name = "APP[/ACTOR]", value_parser = app_maybe_actor)]
+    of: (String, String),
+    /// Go on, and show what comes
+    #[arg(short, long)]
+    follow: bool,
+    /// Lines to begin with, the latest
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(LINES_MAX)))]
+    lines: u32,
+    /// What it looks like
+    #[arg(short, long, value_name = "FORM", value_enum, default_value_t = LogFormat::Text)]
+    output: LogFormat,
+    #[command(flatten)]
+    pub(crate) connect: Connect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Raw,
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lattice events                           the latest, oldest first
+  lattice events -w --app hello            go on, only what concerns the app
+  lattice events -o json
+
+JSON is {\"items\": [...]}, with -w one item a line: id, time, kind, subject, message.")]
+pub(crate) struct EventsArgs {
+    /// Go on, and show what comes
+    #[arg(short, long)]
+    watch: bool,
+    /// Only what concerns this app
+    #[arg(long, value_name = "APP", value_parser = args::app)]
+    app: Option<String>,
+    /// What it looks like
+    #[arg(short, long, value_name = "FORM", value_enum, default_value_t = EventFormat::Table)]
+    output: EventFormat,
+    #[command(flatten)]
+    pub(crate) connect: Connect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EventFormat {
+    Table,
+    Json,
+    Yaml,
+}
+
+/// `APP` or `APP/ACTOR`, also as `get -o name` prints them. No actor is "".
+fn app_maybe_actor(text: &str) -> Result<(String, String), String> {
+    let is_app = !text.contains('/') || text.strip_prefix("app/").is_some_and(|rest| !rest.contains('/'));
+    if is_app { Ok((args::app(text)?, String::new())) } else { args::app_and_actor(text) }
+}
+
+pub(crate) async fn logs(args: &LogsArgs, connect: &Connect) -> Result<(), Failure> {
+    let client = Client::connect(context::endpoint(connect)?).await?;
+    let (app, actor) = args.of.clone();
+    let request = LogsRequest { app, actor, follow: args.follow, lines: args.lines };
+    let color = print::color();
+    let (mut last_ms, mut printed) = (0, false);
+    let mut failing_since: Option<tokio::time::Instant> = None;
+    loop {
+        // After a break the server begins again with its latest lines: those up to `last_ms` were printed.
+        let skip_ms = last_ms;
+        let broken = match client
+            .retry(PATIENCE, |mut api| {
+                let request = request.clone();
+                async move { api.logs(request).await }
+            })
+            .await
+        {
+            Ok(mut stream) => loop {
+                match stream.message().await {
+                    Ok(Some(batch)) => {
+                        failing_since = None;
+                        for line in batch.lines.into_iter().filter(|line| line.time_ms > skip_ms || skip_ms == 0) {
+                            last_ms = line.time_ms.max(last_ms);
+                            printed = true;
+                            print_line(line.into(), args.output, color)?;
+                        }
+                    }
+                    Ok(None) if args.follow => {
+                        break client.failure(&tonic::Status::unavailable("the log stream ended"));
+                    }
+                    Ok(None) => {
+                        if !printed {
+                            print::note("nothing has been printed yet");
+                        }
+                        return Ok(());
+                    }
+                    Err(status) if args.follow && may_pass(status.code()) => break client.failure(&status),
+                    Err(status) => return Err(client.failure(&status)),
+                }
+            },
+            Err(failure) if failing_since.is_none() => return Err(failure),
+            Err(failure) => failure,
+        };
+        let since = *failing_since.get_or_insert_with(tokio::time::Instant::now);
+        if since.elapsed() > PATIENCE {
+            return Err(broken);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn may_pass(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled)
+}
+
+fn print_line(line: LogLine, form: LogFormat, color: bool) -> Result<(), Failure> {
+    match form {
+        LogFormat::Json => print::json_line(&line),
+        LogFormat::Raw => print::out(print::clean(&line.text)),
+        LogFormat::Text => print::out(log_text(&line, color)),
+    }
+}
+
+fn log_text(line: &LogLine, color: bool) -> String {
+    let tint = match line.stream.as_str() {
+        "stderr" | "error" | "critical" => Tint::Bad,
+        "warn" => Tint::Warn,
+        _ => Tint::Plain,
+    };
+    let paint = |tint: Tint, text: &str| if color { tint.paint(text) } else { text.to_owned() };
+    let head = format!("{} {}@{}#{} {}", line.time, line.actor, line.host, line.instance, line.stream);
+    format!("{} {}", paint(Tint::Dim, &print::clean(&head)), paint(tint, &print::clean(&line.text)))
+}
+
+pub(crate) async fn events(args: &EventsArgs, connect: &Connect) -> Result<(), Failure> {
+    let client = Client::connect(context::endpoint(connect)?).await?;
+    let request = EventsRequest { watch: args.watch, app: args.app.clone().unwrap_or_default() };
+    let mut stream = client
+        .retry(crate::client::REQUEST_TIMEOUT, |mut api| {
+            let request = request.clone();
+            async move { api.events(request).await }
+        })
+        .await?;
+    let mut table = EventTable::default();
+    let mut all = Vec::new();
+    loop {
+        let event = match stream.message().await {
+            Ok(Some(event)) => Event::from(event),
+            Ok(None) => break,
+            Err(status) => return Err(client.failure(&status)),
+        };
+        match (args.output, args.watch) {
+            (EventFormat::Json, true) => print::json_line(&event)?,
+            (EventFormat::Yaml, true) => print::yaml(&event, true)?,
+            (EventFormat::Table, true) => table.print(&[event])?,
+            (_, false) => all.push(event),
+        }
+    }
+    match args.output {
+        _ if args.watch => Err(Failure::Refused("the server ended the watch; type the command again".into())),
+        EventFormat::Json => print::json(&List { items: all }),
+        EventFormat::Yaml => print::yaml(&List { items: all }, false),
+        EventFormat::Table if all.is_empty() => {
+            print::note("no events; they come with the first `lattice apply FILE`");
+            Ok(())
+        }
+        EventFormat::Table => table.print(&all),
+    }
+}
+
+#[derive(Default)]
+struct EventTable {
+    table: Option<Table>,
+}
+
+impl EventTable {
+    fn print(&mut self, events: &[Event]) -> Result<(), Failure> {
+        let rows: Vec<Vec<Cell>> = events
+            .iter()
+            .map(|event| {
+                vec![
+                    Cell::tinted(&event.time, Tint::Dim),
+                    Cell::new(&event.kind),
+                    Cell::tinted(&event.subject, Tint::Bold),
+                    Cell::new(&event.message),
+                ]
+            })
+            .collect();
+        let text = match &mut self.table {
+            Some(table) => table.more(&rows),
+            None => {
+                let head = ["TIME", "KIND", "SUBJECT", "MESSAGE"];
+                self.table.insert(Table::new(&head, print::color())).render(&rows)
+            }
+        };
+        print::raw(text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_of_an_app_or_of_one_actor() {
+        assert_eq!(app_maybe_actor("hello"), Ok(("hello".into(), String::new())));
+        assert_eq!(app_maybe_actor("app/hello"), Ok(("hello".into(), String::new())));
+        assert_eq!(app_maybe_actor("hello/web"), Ok(("hello".into(), "web".into())));
+        assert_eq!(app_maybe_actor("actor/hello/web"), Ok(("hello".into(), "web".into())));
+        assert!(app_maybe_actor("a/b/c/d").is_err());
+        assert!(app_maybe_actor("").is_err());
+    }
+
+    #[test]
+    fn a_line_can_not_drive_the_terminal() {
+        let line = LogLine {
+            time: "T".into(),
+            app: "a".into(),
+            actor: "web".into(),
+            host: "h".into(),
+            instance: 7,
+            stream: "stdout".into(),
+            text: "\x1b]0;x\x07hi".into(),
+        };
+        assert_eq!(log_text(&line, false), "T web@h#7 stdout \u{fffd}]0;x\u{fffd}hi");
+    }
+}
