@@ -176,7 +176,7 @@ fn trust_ca(target: transport::Endpoint, ca: &Path) -> Result<transport::Endpoin
 pub(crate) enum Seen {
     /// The whole list follows; what was known before no longer counts.
     Anew,
-    Event(WatchEvent),
+    Event(Box<WatchEvent>),
 }
 
 /// Apps and hosts as they change, across the loss of its connection. A stream that broke is begun anew with the whole
@@ -200,7 +200,7 @@ impl Watcher {
                     Ok(Some(event)) => {
                         self.failing_since = None;
                         self.pause = RETRY_FIRST;
-                        return Ok(Seen::Event(event));
+                        return Ok(Seen::Event(Box::new(event)));
                     }
                     Ok(None) => Status::unavailable("the watch ended"),
                     Err(status) => status,

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 
 fn start(cli: &Cli) -> Result<(), Failure> {
     let role = role(&cli.verb);
-    log::init(&cli.log, role)?;
+    log::init(&cli.log, log_role(&cli.verb, role))?;
     // A command that answers and ends needs no second thread.
     let mut builder = match role {
         log::Role::Client => tokio::runtime::Builder::new_current_thread(),
@@ -66,6 +66,15 @@ fn start(cli: &Cli) -> Result<(), Failure> {
     // What still blocks, such as a read of stdin, must not keep the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// `up` talks to a person at a terminal: it says itself what is worth knowing.
+fn log_role(verb: &Verb, role: log::Role) -> log::Role {
+    match verb {
+        #[cfg(all(feature = "host", feature = "scheduler"))]
+        Verb::Up(_) => log::Role::Client,
+        _ => role,
+    }
 }
 
 fn role(verb: &Verb) -> log::Role {

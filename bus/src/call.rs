@@ -53,7 +53,8 @@ impl Call<'_> {
             self.link.send(self.subject.to_owned(), Some(ticket.address()), headers, payload).await?;
             answer.await.map_err(|_| Error::Closed)?
         } else {
-            self.send_large(headers, payload).await?
+            // Rare paths are boxed, here and below, so that a small call is a small future.
+            Box::pin(self.send_large(headers, payload)).await?
         };
         self.finish(answer).await
     }
@@ -96,7 +97,7 @@ impl Call<'_> {
                 let peer = peer.ok_or_else(|| malformed(Reason::Malformed))?;
                 let room = Arc::clone(&self.link.budget.replies).acquire_many_owned(transfer::chunks(size)).await;
                 let _room = room.map_err(|_| Error::Closed)?;
-                let payload = transfer::receive(self.link, size, peer).await?;
+                let payload = Box::pin(transfer::receive(self.link, size, peer)).await?;
                 Ok(Reply { headers, payload })
             }
             Part::Grant { .. } | Part::Piece { .. } => Err(malformed(Reason::Malformed)),

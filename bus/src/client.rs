@@ -5,8 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::client::PublishErrorKind;
+use async_nats::client::traits::Publisher;
+use async_nats::message::OutboundMessage;
+use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use proto::subject::Subjects;
 use tokio::sync::watch;
@@ -183,25 +185,21 @@ impl Link {
         payload: Bytes,
     ) -> Result<(), Error> {
         let bytes = payload.len();
-        let named = subject.clone();
-        let client = self.wire.client();
-        let sending = async {
-            match (reply, headers.is_empty()) {
-                (None, true) => client.publish(subject, payload).await,
-                (None, false) => client.publish_with_headers(subject, headers, payload).await,
-                (Some(reply), true) => client.publish_with_reply(subject, reply, payload).await,
-                (Some(reply), false) => {
-                    client.publish_with_reply_and_headers(subject, reply, headers, payload).await
-                }
-            }
+        let subject = Subject::from(subject);
+        let message = OutboundMessage {
+            subject: subject.clone(),
+            reply: reply.map(Subject::from),
+            payload,
+            headers: (!headers.is_empty()).then_some(headers),
         };
-        match timeout(SEND_WAIT, sending).await {
+        let client = self.wire.client();
+        match timeout(SEND_WAIT, client.publish_message(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(match error.kind() {
                 PublishErrorKind::MaxPayloadExceeded => {
-                    Error::TooLarge { subject: named, bytes, max: self.message_bytes_max() }
+                    Error::TooLarge { subject: subject.to_string(), bytes, max: self.message_bytes_max() }
                 }
-                PublishErrorKind::InvalidSubject => Error::Subject { subject: named },
+                PublishErrorKind::InvalidSubject => Error::Subject { subject: subject.to_string() },
                 PublishErrorKind::Send => self.wire.down(),
             }),
             Err(_) => Err(Error::Disconnected),

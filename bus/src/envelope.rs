@@ -41,11 +41,17 @@ pub(crate) enum Part {
     /// The body is in the payload.
     Whole,
     /// The body has this many bytes and follows; grants go to the reply address.
-    Announced { size: usize },
+    Announced {
+        size: usize,
+    },
     /// The receiver takes the body up to this offset, at the reply address.
-    Grant { until: usize },
+    Grant {
+        until: usize,
+    },
     /// A piece of the body.
-    Piece { offset: usize },
+    Piece {
+        offset: usize,
+    },
     Refused(Refusal),
 }
 
@@ -159,7 +165,8 @@ pub(crate) fn from_wire(map: Option<&HeaderMap>) -> Result<Headers, Reason> {
 
 /// A subject that can be sent to.
 pub(crate) fn check_subject(subject: &str) -> Result<(), Error> {
-    let token = |t: &str| !t.is_empty() && t != "*" && t != ">" && !t.contains(|c: char| c.is_whitespace() || c.is_control());
+    let token =
+        |t: &str| !t.is_empty() && t != "*" && t != ">" && !t.contains(|c: char| c.is_whitespace() || c.is_control());
     if subject.len() <= 1_024 && subject.split('.').all(token) {
         Ok(())
     } else {

@@ -198,7 +198,7 @@ where
                     let text = format!("{subject} holds as many large requests as it may: retry a little later");
                     return self.refuse(reply_to, OVERLOADED, text).await;
                 }
-                match transfer::receive(link, size, &reply_to).await {
+                match Box::pin(transfer::receive(link, size, &reply_to)).await {
                     Ok(payload) => payload,
                     Err(error) => return self.refuse(reply_to, BAD_REQUEST, error.to_string()).await,
                 }
@@ -228,7 +228,7 @@ where
         let sent = if reply.payload.len() <= link.message_bytes_max() {
             link.send(reply_to, None, headers, reply.payload).await
         } else if reply.payload.len() <= CALL_BYTES_MAX {
-            transfer::send_reply(link, reply_to, headers, reply.payload).await
+            Box::pin(transfer::send_reply(link, reply_to, headers, reply.payload)).await
         } else {
             let text = format!("the answer is above the limit of {CALL_BYTES_MAX} bytes: ask for less at a time");
             return self.refuse(reply_to, TOO_LARGE, text).await;
@@ -240,7 +240,8 @@ where
 
     async fn refuse(&self, reply_to: String, code: &str, message: String) {
         let refusal = Refusal { code: code.to_owned(), message };
-        let sent = self.bus.link.send(reply_to, None, envelope::refusal(&refusal), Bytes::new()).await;
+        // Boxed, so that the many futures that may end in a refusal stay small.
+        let sent = Box::pin(self.bus.link.send(reply_to, None, envelope::refusal(&refusal), Bytes::new())).await;
         if let Err(error) = sent {
             debug!(code, %error, "refusal not delivered");
         }

@@ -58,8 +58,7 @@ impl Wire {
     /// An error is always a mistake in the configuration.
     pub(crate) async fn start(config: &Config, drops: Arc<Drops>) -> Result<Arc<Self>, Error> {
         let stop = CancellationToken::new();
-        let observer =
-            Arc::new(Observer { sender: watch::Sender::default(), problem: Mutex::default(), drops });
+        let observer = Arc::new(Observer { sender: watch::Sender::default(), problem: Mutex::default(), drops });
         let client = connect(config, &observer, &stop).await?;
         let wire = Arc::new(Self {
             config: config.clone(),

@@ -246,9 +246,13 @@ mod tests {
         w.put_str("k").put_bytes(&[1, 2, 3]).put_option(Some(7u32), |w, v| {
             w.put_u32(v);
         });
-        w.put_result(Err::<(), _>("no"), |_, ()| (), |w, e| {
-            w.put_str(e);
-        });
+        w.put_result(
+            Err::<(), _>("no"),
+            |_, ()| (),
+            |w, e| {
+                w.put_str(e);
+            },
+        );
         w.put_list(&[1i64, -1], |w, v| {
             w.put_i64(*v);
         });

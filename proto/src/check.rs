@@ -2,7 +2,7 @@
 //! asked for an interface export it. Pure, and the last word before an app is accepted: what passes here must link on
 //! any host.
 
-use crate::app::{Actor, App, Kind, Link, Name};
+use crate::app::{Actor, App, Component, Kind, Link, Name, Scaler};
 use crate::component::{Inspection, Interface};
 use crate::manifest::{Positions, Problem};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,7 @@ pub fn check(app: &mut App, inspections: &BTreeMap<Name, Inspection>, positions:
         problems.extend(provider_lacks(app, inspections, link, index, positions));
     }
     for (name, component) in &app.components {
+        problems.extend(too_many_stores(name, component).map(|(m, h)| positions.problem(positions.component(name.as_str()), m, h)));
         let Kind::Actor(actor) = &component.kind else { continue };
         let Some(inspection) = inspections.get(name) else {
             continue;
@@ -34,6 +35,16 @@ pub fn check(app: &mut App, inspections: &BTreeMap<Name, Inspection>, positions:
     }
     problems.sort_by(|a, b| (a.line, a.column, &a.path, &a.message).cmp(&(b.line, b.column, &b.path, &b.message)));
     problems
+}
+
+/// A store has its data on the disk of one host: a second replica would hold other data under the same name.
+fn too_many_stores(name: &Name, component: &Component) -> Option<(String, String)> {
+    let Kind::Provider(provider) = &component.kind else { return None };
+    let Scaler::Spread { replicas: 0 | 1, .. } = component.scaler else {
+        let message = format!("{name:?} keeps its data on one host, so {} has at most 1 replica", provider.image, name = name.as_str());
+        return Some((message, "use a spreadscaler with instances: 1; requirements choose the host".to_owned()));
+    };
+    None
 }
 
 /// What is allowed but probably not meant: links for interfaces that their consumer does not import.

@@ -328,6 +328,8 @@ impl Control {
             return;
         }
         let Ok(id) = hello.host.parse::<HostId>() else { return };
+        let now = self.shared.now_ms();
+        self.shared.with_memory(|m| m.observed.hello(&id, &hello, now));
         let bare = pb::Hello { term: 0, generation: 0, ..hello.clone() };
         let (known, new) = {
             let state = self.shared.replica.read();

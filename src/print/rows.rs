@@ -59,7 +59,7 @@ impl Row for Actor {
     const WIDE: &'static [&'static str] = &["KIND", "REQUESTS", "ERRORS", "HOST-ID"];
 
     fn key(&self) -> String {
-        format!("{}/{}/{}/{}", self.app, self.actor, self.host, self.revision)
+        key(&[&self.app, &self.actor, &self.host, &format!("{:020}", self.revision)])
     }
     fn name(&self) -> String {
         format!("actor/{}/{}", self.app, self.actor)
@@ -91,7 +91,7 @@ impl Row for Host {
     const WIDE: &'static [&'static str] = &["OS", "CPUS", "MEMORY", "ENGINE", "VERSION", "INGRESS", "DROPPED"];
 
     fn key(&self) -> String {
-        format!("{}/{}", self.name, self.id)
+        key(&[&self.name, &self.id])
     }
     fn name(&self) -> String {
         format!("host/{}", self.id)
@@ -127,10 +127,10 @@ impl Row for Link {
     const WIDE: &'static [&'static str] = &["NAME"];
 
     fn key(&self) -> String {
-        format!("{}/{}/{}/{}", self.app, self.consumer, self.interface, self.name)
+        key(&[&self.app, &self.consumer, &self.interface, &self.name])
     }
     fn name(&self) -> String {
-        format!("link/{}", self.key())
+        format!("link/{}/{}/{}/{}", self.app, self.consumer, self.interface, self.name)
     }
     fn is_called(&self, name: &str) -> bool {
         name == self.consumer || name == format!("{}/{}", self.app, self.consumer) || name == self.name()
@@ -155,7 +155,7 @@ impl Row for Revision {
     const WIDE: &'static [&'static str] = &[];
 
     fn key(&self) -> String {
-        format!("{}/{:020}", self.app, self.revision)
+        key(&[&self.app, &format!("{:020}", self.revision)])
     }
     fn name(&self) -> String {
         format!("revision/{}/{}", self.app, self.revision)
@@ -172,6 +172,11 @@ impl Row for Revision {
             Cell::new(&self.created),
         ]
     }
+}
+
+/// Sorts by its parts one after the other: `a` and all it has before `a-b`.
+fn key(parts: &[&str]) -> String {
+    parts.join("\0")
 }
 
 /// Something to see where a cell would be empty.

@@ -76,7 +76,7 @@ impl Table {
     /// The head and these rows, each line with its newline.
     pub(crate) fn render(&mut self, rows: &[Vec<Cell>]) -> String {
         self.fit(rows);
-        let head: Vec<Cell> = self.head.iter().map(|name| Cell::new(name)).collect();
+        let head: Vec<Cell> = self.head.iter().map(Cell::new).collect();
         self.line(&head) + &self.lines(rows)
     }
 

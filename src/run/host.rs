@@ -59,7 +59,7 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     let bus = args.nats_more.config(args.nats.clone(), format!("lattice host {name}"), args.lattice.clone());
     let config =
         HostConfig { bus, data: data.clone(), name: name.clone(), labels: labels.clone(), ingress: args.ingress, tls };
-    let Some(serving) = begin(start::host(config)).await? else { return Ok(()) };
+    let Some(serving) = begin(Box::pin(start::host(config))).await? else { return Ok(()) };
     let running = &serving.running;
     let mut fields = vec![("id", running.host.clone().unwrap_or_default()), ("bus", running.bus.clone())];
     if let Some(ingress) = running.ingress {

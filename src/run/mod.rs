@@ -129,7 +129,7 @@ async fn begin(start: impl Future<Output = anyhow::Result<Running>>) -> Result<O
     tokio::select! {
         running = start => match running {
             Ok(running) => Ok(Some(Serving { running, signals })),
-            Err(error) => Err(start_failure(&error)),
+            Err(error) => Err(Failure::Refused(causes(&error))),
         },
         _ = signals.next() => Ok(None),
     }
@@ -197,9 +197,18 @@ impl Signals {
     }
 }
 
-/// The failure of the start itself, its causes on one line.
-fn start_failure(error: &anyhow::Error) -> Failure {
-    Failure::Refused(print::clean(&format!("{error:#}")))
+/// An error and its causes on one line; a cause that has been named in the error's own words is not said again.
+fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(|cause| print::clean(&cause.to_string())) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// Names and values in two columns, below a title.
@@ -221,4 +230,20 @@ fn next(command: &str, why: &str) -> Result<(), Failure> {
     let color = print::color();
     let command = if color { Tint::Bold.paint(command) } else { command.to_owned() };
     print::out(format!("next: {command}   {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::causes;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let io = std::io::Error::other("in use");
+        assert_eq!(
+            causes(&anyhow::Error::new(io).context("--api x: in use; choose another")),
+            "--api x: in use; choose another"
+        );
+        let io = std::io::Error::other("disk full");
+        assert_eq!(causes(&anyhow::Error::new(io).context("log of member 1")), "log of member 1: disk full");
+    }
 }

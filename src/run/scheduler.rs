@@ -48,7 +48,7 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
     let data = data_dir(args.data.as_deref(), "scheduler")?;
     let bus = args.nats_more.config(args.nats.clone(), format!("lattice scheduler {}", args.id), args.lattice.clone());
     let config = SchedulerConfig { bus, data: data.clone(), api: args.api, tls, id: args.id };
-    let Some(serving) = begin(start::scheduler(config)).await? else { return Ok(()) };
+    let Some(serving) = begin(Box::pin(start::scheduler(config))).await? else { return Ok(()) };
     let running = &serving.running;
     let api = running.api.map(|api| api.to_string()).unwrap_or_default();
     banner(

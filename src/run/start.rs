@@ -84,7 +84,7 @@ impl Running {
     pub(crate) async fn ended(&mut self) -> Failure {
         let why = match self.parts.join_next().await {
             Some(Ok(Ok(()))) | None => "a part ended by itself; see the log above".to_owned(),
-            Some(Ok(Err(error))) => format!("{error:#}"),
+            Some(Ok(Err(error))) => super::causes(&error),
             Some(Err(error)) => format!("a part of lattice broke: {error}; see the log above, and report it"),
         };
         Failure::Refused(crate::print::clean(&why))

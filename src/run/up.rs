@@ -67,7 +67,7 @@ pub(crate) async fn run(args: &UpArgs) -> Result<(), Failure> {
     let config = config(args)?;
     let (data, name, tls) = (config.data.clone(), config.name.clone(), config.tls.clone());
     let embedded = matches!(config.bus, UpBus::Embedded(_));
-    let Some(mut serving) = begin(start::up(config)).await? else { return Ok(()) };
+    let Some(mut serving) = begin(Box::pin(start::up(config))).await? else { return Ok(()) };
     let running = &serving.running;
     let api = running.api.unwrap_or(args.api);
     let scheme = if tls.is_some() { "https" } else { "http" };

@@ -201,8 +201,7 @@ impl<'a> Arguments<'a> {
 }
 
 const VERB_LEN_MAX: usize = 7;
-const VERBS: [&[u8]; 10] =
-    [b"PUB", b"HPUB", b"SUB", b"UNSUB", b"PING", b"PONG", b"CONNECT", b"INFO", b"+OK", b"-ERR"];
+const VERBS: [&[u8]; 10] = [b"PUB", b"HPUB", b"SUB", b"UNSUB", b"PING", b"PONG", b"CONNECT", b"INFO", b"+OK", b"-ERR"];
 const V_PUB: [u8; VERB_LEN_MAX] = *b"PUB\0\0\0\0";
 const V_HPUB: [u8; VERB_LEN_MAX] = *b"HPUB\0\0\0";
 const V_SUB: [u8; VERB_LEN_MAX] = *b"SUB\0\0\0\0";

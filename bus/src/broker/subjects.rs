@@ -13,8 +13,7 @@ pub(super) fn is_literal(subject: &[u8]) -> bool {
 
 /// Can be listened to: no empty token, `>` only at the end.
 pub(super) fn is_pattern(subject: &[u8]) -> bool {
-    is_shaped(subject)
-        && subject.split(|b| *b == b'.').rev().skip(1).all(|token| token != b">")
+    is_shaped(subject) && subject.split(|b| *b == b'.').rev().skip(1).all(|token| token != b">")
 }
 
 fn is_shaped(subject: &[u8]) -> bool {
@@ -345,8 +344,7 @@ mod tests {
             let mut tree = Tree::default();
             let mut patterns: Vec<Vec<&str>> = Vec::new();
             for n in 0..20 {
-                let mut pattern: Vec<&str> =
-                    (0..=dice(4)).map(|_| ["a", "b", "*"][dice(3) as usize]).collect();
+                let mut pattern: Vec<&str> = (0..=dice(4)).map(|_| ["a", "b", "*"][dice(3) as usize]).collect();
                 if dice(3) == 0 {
                     pattern.push(">");
                 }

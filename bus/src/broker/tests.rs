@@ -103,7 +103,10 @@ async fn one_client_transcripts() {
         ("SUB a 1\r\nHPUB a 12 13\r\nNATS/1.0\r\n\r\nx\r\n", "HMSG a 1 12 13\r\nNATS/1.0\r\n\r\nx\r\n"),
         ("SUB a 1\r\nHPUB a 12 13\r\nGARBAGE!\r\n\r\nx\r\n", "-ERR 'Malformed Headers'\r\n"),
         ("SUB a 1\r\nUNSUB 1\r\nPUB a 1\r\nx\r\n", ""),
-        ("SUB a 1\r\nUNSUB 1 2\r\nPUB a 1\r\n1\r\nPUB a 1\r\n2\r\nPUB a 1\r\n3\r\n", "MSG a 1 1\r\n1\r\nMSG a 1 1\r\n2\r\n"),
+        (
+            "SUB a 1\r\nUNSUB 1 2\r\nPUB a 1\r\n1\r\nPUB a 1\r\n2\r\nPUB a 1\r\n3\r\n",
+            "MSG a 1 1\r\n1\r\nMSG a 1 1\r\n2\r\n",
+        ),
         ("SUB a 1\r\nPUB a 1\r\n1\r\nUNSUB 1 1\r\nPUB a 1\r\n2\r\n", "MSG a 1 1\r\n1\r\n"),
         ("SUB a 1\r\nSUB b 1\r\nPUB a 1\r\nx\r\nPUB b 1\r\ny\r\n", "MSG a 1 1\r\nx\r\n"),
         ("UNSUB 99\r\n", ""),

@@ -77,17 +77,18 @@ pub(super) fn inventory(
         .list()
         .into_iter()
         .map(|(key, have, what)| {
-            let stats = match &what {
-                What::Actor(actor) => actor.stats(),
-                What::Provider(_) => Default::default(),
+            let (stats, failure) = match &what {
+                What::Actor(actor) => (actor.stats(), None),
+                What::Provider(store) => (Default::default(), store.failure()),
             };
+            let state = if failure.is_some() { pb::RunState::Failed } else { pb::RunState::Running };
             pb::Running {
                 app: key.0.to_string(),
                 component: key.1.to_string(),
                 revision: have.revision,
                 replicas: have.replicas,
-                state: pb::RunState::Running.into(),
-                error: String::new(),
+                state: state.into(),
+                error: failure.unwrap_or_default(),
                 requests: stats.requests,
                 errors: stats.errors,
             }

@@ -23,7 +23,9 @@ pub enum Error {
     Rotten { digest: Digest },
     #[error("artifact {digest} is more than {bytes_max} bytes, the most that is allowed")]
     TooLarge { digest: Digest, bytes_max: u64 },
-    #[error("artifact {digest} does not fit: the store {dir} holds {used} of {bytes_max} bytes; remove what is not used")]
+    #[error(
+        "artifact {digest} does not fit: the store {dir} holds {used} of {bytes_max} bytes; remove what is not used"
+    )]
     Full { digest: Digest, dir: String, used: u64, bytes_max: u64 },
 }
 

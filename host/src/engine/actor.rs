@@ -135,7 +135,13 @@ impl Actor {
         dynamic::wave_text(&results)
     }
 
-    async fn try_serve(&self, link: &LinkContext, interface: &str, function: &str, params: Bytes) -> Result<Bytes, CallError> {
+    async fn try_serve(
+        &self,
+        link: &LinkContext,
+        interface: &str,
+        function: &str,
+        params: Bytes,
+    ) -> Result<Bytes, CallError> {
         let export = self.export(interface, function)?;
         if let Some(known) = glue::keystore_function(without_version(interface), function) {
             let call = known.read(params)?;
@@ -204,6 +210,11 @@ impl Actor {
     }
 }
 
+/// A week: further ahead, clocks overflow.
+const DEADLINE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
+/// Names listed in a message.
+const NAMES_MAX: usize = 30;
+
 /// The interface through which HTTP comes in.
 pub(super) const HANDLER: &str = "wasi:http/incoming-handler";
 
@@ -212,7 +223,7 @@ fn lost() -> wasmtime::Error {
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
-    let names: Vec<_> = names.map(String::as_str).collect();
+    let names: Vec<_> = names.map(String::as_str).filter(|name| !name.is_empty()).take(NAMES_MAX).collect();
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
@@ -271,7 +282,7 @@ impl Shared {
     /// Waits for a replica and for room on this host, then makes a store. Refuses rather than queue without bound.
     pub(super) async fn enter(&self, asked: Option<Duration>, entering: Entering) -> Result<Run, CallError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let own = Duration::from_millis(self.env.limits.deadline_ms);
+        let own = Duration::from_millis(self.env.limits.deadline_ms.min(DEADLINE_MS_MAX));
         let deadline = Instant::now() + asked.map_or(own, |asked| asked.min(own));
         let permit = self.permit(deadline).await?;
         let slot = self.slot(deadline, entering).await?;
@@ -326,7 +337,11 @@ impl Shared {
         )))
     }
 
-    fn ended<T>(&self, run: &Run, ended: Result<wasmtime::Result<T>, tokio::time::error::Elapsed>) -> Result<T, CallError> {
+    fn ended<T>(
+        &self,
+        run: &Run,
+        ended: Result<wasmtime::Result<T>, tokio::time::error::Elapsed>,
+    ) -> Result<T, CallError> {
         match ended {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => Err(self.failed(&run.store, &e)),
@@ -373,7 +388,10 @@ impl Shared {
             return failed.for_caller(label);
         }
         if e.is::<PoolConcurrencyLimitError>() {
-            return CallError::Overloaded(format!("actor {label}: this host has no room for it now: {}", e.root_cause()));
+            return CallError::Overloaded(format!(
+                "actor {label}: this host has no room for it now: {}",
+                e.root_cause()
+            ));
         }
         if let Some(I32Exit(code)) = e.downcast_ref::<I32Exit>() {
             return CallError::Trapped(format!("actor {label} exited with code {code} before it was done"));
@@ -419,7 +437,13 @@ fn bytes_text(bytes: u64) -> String {
 
 #[async_trait::async_trait]
 impl Serve for Actor {
-    async fn serve(&self, link: &LinkContext, interface: &str, function: &str, params: Bytes) -> Result<Bytes, CallError> {
+    async fn serve(
+        &self,
+        link: &LinkContext,
+        interface: &str,
+        function: &str,
+        params: Bytes,
+    ) -> Result<Bytes, CallError> {
         self.shared.count(self.try_serve(link, interface, function, params).await)
     }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -33,6 +33,9 @@ pub(super) struct Cache {
 impl Cache {
     pub(super) fn open(dir: &Path, engine: &Engine) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        if fs::metadata(dir)?.permissions().mode() & 0o022 != 0 {
+            return Err(io::Error::other("other users can write to it: chmod go-w"));
+        }
         let key = read_or_make_key(dir)?;
         let mut hasher = Fingerprint(Sha256::new());
         engine.precompile_compatibility_hash().hash(&mut hasher);

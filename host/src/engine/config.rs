@@ -88,6 +88,8 @@ pub(super) fn wasmtime_config(pool: Option<Size>) -> wasmtime::Config {
         .concurrency_support(false)
         .epoch_interruption(true)
         .memory_init_cow(true)
+        // On a small machine a compilation on all cores would stand in the way of what is being served.
+        .parallel_compilation(std::thread::available_parallelism().is_ok_and(|n| n.get() > 2))
         .wasm_backtrace_max_frames(NonZeroUsize::new(BACKTRACE_FRAMES_MAX));
     if let Some(size) = pool {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(size)));
@@ -110,9 +112,7 @@ fn pooling(size: Size) -> PoolingAllocationConfig {
         .max_tables_per_module(TABLES_MAX)
         .table_elements(TABLE_ELEMENTS_MAX)
         .max_unused_warm_slots(n.min(256));
-    if std::env::var("P_KEEP").is_ok() { let k = std::env::var("P_KEEP").unwrap().parse().unwrap(); pool.linear_memory_keep_resident(k).table_keep_resident(k).async_stack_keep_resident(k); }
-    if std::env::var("P_BATCH").is_ok() { pool.decommit_batch_size(std::env::var("P_BATCH").unwrap().parse().unwrap()); }
-    if PoolingAllocationConfig::is_pagemap_scan_available() && std::env::var("P_NOSCAN").is_err() {
+    if PoolingAllocationConfig::is_pagemap_scan_available() {
         // Without the scan, what is kept has to be cleared byte by byte, which costs more than it saves.
         pool.pagemap_scan(Enabled::Yes)
             .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
@@ -130,5 +130,17 @@ mod tests {
         assert_eq!(size(0, 10_000, 65_530, Some(8 << 30)), Size { instances: 3276, memory_bytes: 6 << 30 });
         assert_eq!(size(1 << 30, 100, 65_530, Some(8 << 30)), Size { instances: 100, memory_bytes: 1 << 30 });
         assert_eq!(size(16 << 30, 0, 1, Some(8 << 30)), Size { instances: 1, memory_bytes: 8 << 30 });
+    }
+    /// A host that has to do without the pool still loads what it compiled with it.
+    #[test]
+    fn code_fits_with_and_without_the_pool() {
+        use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+        let hash = |pool| {
+            let engine = wasmtime::Engine::new(&wasmtime_config(pool)).unwrap();
+            let mut hasher = DefaultHasher::new();
+            engine.precompile_compatibility_hash().hash(&mut hasher);
+            hasher.finish()
+        };
+        assert_eq!(hash(None), hash(Some(Size { instances: 4, memory_bytes: 1 << 20 })));
     }
 }

@@ -2,8 +2,8 @@
 //! Values cross in the encoding of `value`; a function whose types hold resources, streams or futures is refused when
 //! the actor is prepared, not when it is called.
 
-use super::state::State;
 use super::module::without_version;
+use super::state::State;
 use crate::call::CallError;
 use crate::value::{decode_vals, encode_vals};
 use proto::app::LINK_NAME_DEFAULT;
@@ -131,7 +131,8 @@ pub(super) fn parse_wave(function: &str, args: &str, types: &[Type]) -> Result<V
     };
     // A single tuple looks the same as arguments in parentheses: what fits the types is meant.
     let with = format!("({args})");
-    let attempt = if args.starts_with('(') { parse(args).or_else(|e| parse(&with).map_err(|_| e)) } else { parse(&with) };
+    let attempt =
+        if args.starts_with('(') { parse(args).or_else(|e| parse(&with).map_err(|_| e)) } else { parse(&with) };
     attempt.map_err(|e| {
         CallError::Invalid(format!("the arguments of {function} do not fit its {} parameters: {e}", types.len()))
     })

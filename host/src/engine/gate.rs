@@ -74,9 +74,10 @@ impl Gate {
     }
 
     /// Lets nobody in any more; those who wait still run.
-    pub(super) fn close(&self) {
+    pub(super) fn close(self: &Arc<Self>) {
         let mut inner = self.lock();
         inner.draining = true;
+        self.admit(inner);
     }
 
     /// Ends when nothing runs or waits.
@@ -100,6 +101,10 @@ impl Gate {
                 continue;
             }
             inner.running += 1;
+        }
+        if inner.draining && inner.limit == 0 {
+            // Nothing will ever run them.
+            inner.waiting.clear();
         }
         let idle = inner.draining && inner.running == 0;
         drop(inner);
@@ -189,8 +194,12 @@ mod tests {
         assert!(c.try_recv().is_err());
         drop(b);
         assert!(c.try_recv().is_ok());
+        gate.set_limit(0);
+        let mut d = later(gate.enter(1)).unwrap();
         gate.close();
         assert_eq!(gate.enter(1).err(), Some(Closed::Draining));
+        assert_eq!(d.try_recv().err(), Some(oneshot::error::TryRecvError::Closed));
+        assert_eq!(gate.len(), (0, 0));
     }
 
     impl std::fmt::Debug for Entry {

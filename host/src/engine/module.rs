@@ -60,6 +60,9 @@ const WASI: &[&str] = &[
     "wasi:sockets/udp-create-socket",
 ];
 
+/// Imports that one error names.
+const UNSERVED_MAX: usize = 50;
+
 /// Packages whose interfaces are either served by this host in a version it knows, or not at all.
 const OWN_PACKAGES: &[&str] = &[
     "wasi:cli/",
@@ -122,6 +125,11 @@ impl Module {
         }
         if unserved.is_empty() {
             return Ok(());
+        }
+        let more = unserved.len().saturating_sub(UNSERVED_MAX);
+        unserved.truncate(UNSERVED_MAX);
+        if more > 0 {
+            unserved.push(format!("and {more} more"));
         }
         Err(Error::Imports { actor: label.to_owned(), unserved: unserved.join("; ") })
     }

@@ -3,8 +3,8 @@
 use super::output::Log;
 use super::wasi::HttpGrant;
 use super::{config, wasi};
-use crate::capability::{Imports, LogSink};
 use crate::call::LinkContext;
+use crate::capability::{Imports, LogSink};
 use proto::app::{Grants, Limits};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -11,6 +11,9 @@ use std::sync::Arc;
 use wasmtime_wasi::{FsPerms, WasiCtx};
 use wasmtime_wasi_http::{ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks};
 
+/// Bytes that a guest may write to a body at once. Two such pieces wait for a slow reader, for each open response.
+const BODY_CHUNK_BYTES_MAX: usize = 128 * 1024;
+
 /// A fresh context for one instance.
 pub(super) fn context(grants: &Grants, log: &Arc<Log>) -> wasmtime::Result<WasiCtx> {
     let mut wasi = WasiCtx::builder();
@@ -30,9 +33,10 @@ pub(super) fn context(grants: &Grants, log: &Arc<Log>) -> wasmtime::Result<WasiC
     Ok(wasi.build())
 }
 
-/// One entry of `grants.http`: a host name, perhaps with "*." before it, perhaps with a port.
+/// One entry of `grants.http`: "*" for every host, or a host name, perhaps with "*." before it, perhaps with a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HttpGrant {
+    /// Empty: every host.
     host: String,
     /// Any name that ends in ".host".
     below: bool,
@@ -41,6 +45,9 @@ pub(super) struct HttpGrant {
 
 impl HttpGrant {
     pub(super) fn parse(text: &str) -> Option<Self> {
+        if text == "*" {
+            return Some(Self { host: String::new(), below: false, port: None });
+        }
         let (below, text) = match text.strip_prefix("*.") {
             Some(rest) => (true, rest),
             None => (false, text),
@@ -55,7 +62,9 @@ impl HttpGrant {
     }
 
     fn allows(&self, host: &str, port: u16) -> bool {
-        let named = if self.below {
+        let named = if self.host.is_empty() {
+            true
+        } else if self.below {
             host.strip_suffix(&self.host).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
         } else {
             host == self.host
@@ -94,6 +103,9 @@ impl WasiHttpHooks for Hooks {
     }
     fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
         self.env.forbidden.clone()
+    }
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES_MAX
     }
     /// Makes its own connection, so it passes by every other check: here is the only door.
     fn send_request(
@@ -148,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_grant_that_names_no_host_is_refused() {
-        for text in ["", "*", "*.", "a b", "http://x", "a@b", "x:", "x:99999", "a.*.b"] {
+        for text in ["", "**", "*.", "a b", "http://x", "a@b", "x:", "x:99999", "a.*.b"] {
             assert_eq!(HttpGrant::parse(text), None, "{text:?}");
         }
     }

@@ -93,6 +93,20 @@ impl Observed {
         }
     }
 
+    /// Takes a hello: who greets lives. What it runs is in its next heartbeat.
+    pub fn hello(&mut self, host: &HostId, hello: &pb::Hello, now_ms: u64) {
+        let seen = self.hosts.entry(host.clone()).or_default();
+        if hello.boot > seen.boot {
+            *seen = Seen {
+                at_ms: now_ms,
+                boot: hello.boot.clone(),
+                term: hello.term,
+                generation: hello.generation,
+                ..Seen::default()
+            };
+        }
+    }
+
     /// What `host` runs of one component.
     pub fn running(&self, host: &HostId, key: &(Name, Name)) -> &[RunningNow] {
         self.hosts.get(host).and_then(|s| s.running.get(key)).map_or(&[], Vec::as_slice)

@@ -19,10 +19,13 @@ mod generated {
 pub(super) use generated::wasi::keyvalue::{atomics, batch, store};
 
 const LINK: &str = proto::app::LINK_NAME_DEFAULT;
+/// Keys, and where the next page begins.
+type Page = (Vec<String>, Option<String>);
 /// Pages that one instance may ask for.
 const CURSORS_MAX: usize = 100_000;
 
 /// A bucket that a guest opened.
+#[allow(unreachable_pub, reason = "the generated bindings export it from their own module")]
 pub struct Bucket {
     pub(super) name: Arc<str>,
 }
@@ -125,12 +128,7 @@ impl store::HostBucket for State {
             Ok(keyvalue.get(&bucket, &key).await?.map(Vec::from))
         })
     }
-    async fn set(
-        &mut self,
-        bucket: Resource<Bucket>,
-        key: String,
-        value: Vec<u8>,
-    ) -> Result<Result<(), store::Error>> {
+    async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<Result<(), store::Error>> {
         let bucket = self.bucket(&bucket)?;
         answer!(self, "wasi:keyvalue/store", |keyvalue| {
             check_key(&key)?;
@@ -159,7 +157,7 @@ impl store::HostBucket for State {
     ) -> Result<Result<store::KeyResponse, store::Error>> {
         let bucket = self.bucket(&bucket)?;
         let from = self.cursor(cursor);
-        let page: Result<Result<(Vec<String>, Option<String>), store::Error>> =
+        let page: Result<Result<Page, store::Error>> =
             answer!(self, "wasi:keyvalue/store", |keyvalue| keyvalue.list_keys(&bucket, from?).await);
         let (keys, next) = match page? {
             Ok(page) => page,
@@ -217,11 +215,7 @@ impl batch::Host for State {
             keyvalue.set_many(&bucket, pairs).await
         })
     }
-    async fn delete_many(
-        &mut self,
-        bucket: Resource<Bucket>,
-        keys: Vec<String>,
-    ) -> Result<Result<(), store::Error>> {
+    async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<Result<(), store::Error>> {
         let bucket = self.bucket(&bucket)?;
         answer!(self, "wasi:keyvalue/batch", |keyvalue| {
             check_keys(keys.len(), keys.iter())?;

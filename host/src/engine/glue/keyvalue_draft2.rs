@@ -24,6 +24,7 @@ mod generated {
 pub(super) use generated::wasi::keyvalue::{atomics, batch, store};
 
 /// A value that a guest read in order to replace it.
+#[allow(unreachable_pub, reason = "the generated bindings export it from their own module")]
 pub struct Cas {
     bucket: Arc<str>,
     key: String,
@@ -59,12 +60,7 @@ impl store::HostBucket for State {
             Ok(keyvalue.get(&bucket, &key).await?.map(Vec::from))
         })
     }
-    async fn set(
-        &mut self,
-        bucket: Resource<Bucket>,
-        key: String,
-        value: Vec<u8>,
-    ) -> Result<Result<(), store::Error>> {
+    async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<Result<(), store::Error>> {
         let bucket = self.bucket(&bucket)?;
         answer!(self, "wasi:keyvalue/store", |keyvalue| {
             check_key(&key)?;
@@ -118,15 +114,14 @@ impl atomics::Host for State {
     }
     async fn swap(&mut self, cas: Resource<Cas>, value: Vec<u8>) -> Result<Result<(), atomics::CasError>> {
         let Cas { bucket, key, current } = self.table.delete(cas)?;
-        let swapped: Result<Result<Result<(), Option<Bytes>>, store::Error>> = answer!(self, "wasi:keyvalue/atomics", |keyvalue| {
-            check_value(&value)?;
-                        keyvalue.compare_and_swap(&bucket, &key, current, value.into()).await
-        });
+        let swapped: Result<Result<Result<(), Option<Bytes>>, store::Error>> =
+            answer!(self, "wasi:keyvalue/atomics", |keyvalue| {
+                check_value(&value)?;
+                keyvalue.compare_and_swap(&bucket, &key, current, value.into()).await
+            });
         Ok(match swapped? {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(current)) => {
-                Err(atomics::CasError::CasFailed(self.table.push(Cas { bucket, key, current })?))
-            }
+            Ok(Err(current)) => Err(atomics::CasError::CasFailed(self.table.push(Cas { bucket, key, current })?)),
             Err(e) => Err(atomics::CasError::StoreError(e)),
         })
     }
@@ -179,11 +174,7 @@ impl batch::Host for State {
             keyvalue.set_many(&bucket, pairs).await
         })
     }
-    async fn delete_many(
-        &mut self,
-        bucket: Resource<Bucket>,
-        keys: Vec<String>,
-    ) -> Result<Result<(), store::Error>> {
+    async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<Result<(), store::Error>> {
         let bucket = self.bucket(&bucket)?;
         answer!(self, "wasi:keyvalue/batch", |keyvalue| {
             check_keys(keys.len(), keys.iter())?;

@@ -5,7 +5,7 @@ use crate::call::LinkContext;
 use crate::value::{Reader, Writer};
 use proto::app::Limits;
 
-pub(super) const CALC: &str = r#"(component
+const CALC: &str = r#"(component
     (core module $m
         (memory (export "memory") 2)
         (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1)))
@@ -87,7 +87,8 @@ async fn served_calls_carry_encoded_values() {
 #[tokio::test]
 async fn an_import_is_served_by_the_actor_it_is_linked_to() {
     let world = World::new();
-    let calc = world.actor(wat::parse_str(CALC).unwrap(), Spec { actor: "calc".parse().unwrap(), ..world.spec() }).await;
+    let calc =
+        world.actor(wat::parse_str(CALC).unwrap(), Spec { actor: "calc".parse().unwrap(), ..world.spec() }).await;
     let serve: Arc<dyn Serve> = calc.clone();
     let links = Links(BTreeMap::from([("acme:test/calc".to_owned(), serve)]));
     let double = world.actor(wat::parse_str(DOUBLE).unwrap(), Spec { imports: Arc::new(links), ..world.spec() }).await;

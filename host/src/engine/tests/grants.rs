@@ -67,10 +67,9 @@ async fn grants_that_can_not_be_given_are_refused_when_prepared() {
     let bytes = hello();
     let module = world.engine.load(&Digest::of(&bytes), || Ok(bytes)).await.unwrap();
     let folders = vec![Folder { host: "/no/such/folder".into(), guest: "/".into(), write: false }];
-    for grants in [
-        Grants { folders, ..Grants::default() },
-        Grants { http: vec!["not a host".into()], ..Grants::default() },
-    ] {
+    for grants in
+        [Grants { folders, ..Grants::default() }, Grants { http: vec!["not a host".into()], ..Grants::default() }]
+    {
         let error = world.engine.prepare(&module, Spec { grants, ..world.spec() }).err().unwrap();
         assert!(matches!(error, crate::engine::Error::Grant { .. }), "{error}");
     }

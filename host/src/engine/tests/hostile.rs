@@ -44,10 +44,7 @@ async fn an_endless_loop_ends_at_its_deadline_while_a_neighbour_answers() {
     let (looped, answers) = tokio::join!(looping.http(get("/loop"), None), answers);
     assert!(answers >= 3, "{answers} answers");
     let CallError::Deadline(message) = looped.unwrap_err() else { panic!("not a deadline") };
-    assert_eq!(
-        message,
-        "actor shop/cart ran past its 300 ms deadline; raise limits.deadline or make it answer sooner"
-    );
+    assert_eq!(message, "actor shop/cart ran past its 300 ms deadline; raise limits.deadline or make it answer sooner");
     assert!(began.elapsed() < Duration::from_secs(5));
     assert_eq!(looping.stats().in_flight, 0);
 }
@@ -79,7 +76,8 @@ async fn memory_ends_at_the_limit_and_is_given_back() {
     let limits = Limits { memory_bytes: 8 << 20, deadline_ms: 5000, ..Limits::default() };
     let actor = world.actor(hostile(), Spec { limits, ..world.spec() }).await;
     let refused = text(actor.http(get("/memory"), None).await).await;
-    let mib = refused.strip_prefix("denied: memory, after ").unwrap().split(' ').next().unwrap().parse::<u32>().unwrap();
+    let mib =
+        refused.strip_prefix("denied: memory, after ").unwrap().split(' ').next().unwrap().parse::<u32>().unwrap();
     assert!((5..8).contains(&mib), "{refused}");
     let error = actor.http(get("/memory?then=abort"), None).await.unwrap_err();
     let CallError::Trapped(message) = error else { panic!("{error:?}") };
@@ -164,9 +162,7 @@ async fn the_queue_is_bounded_and_a_drain_waits() {
     let (one, two, (refused, drained)) = tokio::join!(one, two, three);
     assert_eq!(
         refused,
-        CallError::Overloaded(
-            "actor shop/cart: 1 invocations wait already; scale it up or raise limits.queue".into()
-        )
+        CallError::Overloaded("actor shop/cart: 1 invocations wait already; scale it up or raise limits.queue".into())
     );
     assert!(one.is_ok() && two.is_ok() && drained);
     let error = actor.http(get("/"), None).await.unwrap_err();

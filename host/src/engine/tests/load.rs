@@ -63,6 +63,16 @@ async fn compiled_once_then_mapped_and_healed_when_damaged() {
     assert_eq!(module.exports(), ["wasi:http/incoming-handler"]);
 }
 
+#[test]
+fn a_cache_that_others_can_write_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("cache")).unwrap();
+    fs::set_permissions(dir.path().join("cache"), fs::Permissions::from_mode(0o777)).unwrap();
+    let error = Engine::new(config(&dir)).err().unwrap().to_string();
+    assert!(error.contains("chmod go-w"), "{error}");
+}
+
 #[tokio::test]
 async fn what_is_no_component_is_refused_by_name() {
     let world = World::new();

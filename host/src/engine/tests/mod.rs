@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod calls;
+mod capabilities;
 mod grants;
 mod hostile;
 mod load;
-mod perf;
 
 use super::{Actor, Config, Engine, Spec};
 use crate::call::{Body, CallError, Serve};
@@ -115,7 +115,6 @@ pub(crate) fn from_wit(wit: &str) -> Vec<u8> {
     let world = resolve.select_world(&[package], None).unwrap();
     let mangling = wit_parser::ManglingAndAbi::Standard32;
     let mut module = wit_component::dummy_module(&resolve, world, mangling);
-    wit_component::embed_component_metadata(&mut module, &resolve, world, wit_component::StringEncoding::UTF8)
-        .unwrap();
+    wit_component::embed_component_metadata(&mut module, &resolve, world, wit_component::StringEncoding::UTF8).unwrap();
     wit_component::ComponentEncoder::default().module(&module).unwrap().encode().unwrap()
 }

@@ -1,28 +1,21 @@
 //! The client against both brokers: each test runs on the embedded one and on a real nats-server.
 #![allow(clippy::unwrap_used, reason = "tests and their helpers")]
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+mod started;
+mod tls;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bus::broker::Broker;
 use bus::{Bus, Config, Connection, Error, Headers, Reason, Refusal, Reply, Request};
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-const SECOND: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(10);
+use started::{Kind, PATIENCE, Started, wait_for};
 
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Embedded,
-    NatsServer,
-}
+const SECOND: Duration = Duration::from_secs(1);
 
 macro_rules! on_both {
     ($($name:ident),* $(,)?) => {
@@ -500,109 +493,15 @@ async fn bad_subjects_and_headers_are_refused_here(kind: Kind) {
     assert!(matches!(bus.call("a".into(), headers, Bytes::new(), SECOND).await, Err(Error::Header { .. })));
 }
 
-/// A broker of either kind that can be stopped and started on the same port.
-struct Started {
-    kind: Kind,
-    port: u16,
-    token: Option<String>,
-    running: Option<Running>,
+async fn call(bus: &Bus, subject: &str, payload: &[u8]) -> Result<Bytes, Error> {
+    bus.call(subject.into(), Headers::new(), Bytes::copy_from_slice(payload), PATIENCE).await.map(|r| r.payload)
 }
 
-enum Running {
-    Embedded(Broker),
-    NatsServer(Child, tempfile::TempDir),
+async fn quick_call(bus: &Bus, subject: &str, payload: &'static [u8]) -> Result<Reply, Error> {
+    bus.call(subject.into(), Headers::new(), Bytes::from_static(payload), Duration::from_millis(250)).await
 }
 
-impl Started {
-    async fn on(kind: Kind, token: Option<&str>) -> Self {
-        let mut this = Self { kind, port: 0, token: token.map(str::to_owned), running: None };
-        this.start().await;
-        this
-    }
-
-    async fn start(&mut self) {
-        self.running = Some(match self.kind {
-            Kind::Embedded => {
-                let listen = ([127, 0, 0, 1], self.port).into();
-                let broker = Broker::start(bus::broker::Config { listen, token: self.token.clone() }).unwrap();
-                self.port = broker.addr().port();
-                Running::Embedded(broker)
-            }
-            Kind::NatsServer => {
-                let dir = tempfile::tempdir().unwrap();
-                let mut command = Command::new(nats_server());
-                let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
-                command.args(["-a", "127.0.0.1", "-p", &port, "--ports_file_dir"]).arg(dir.path());
-                if let Some(token) = &self.token {
-                    command.args(["--auth", token]);
-                }
-                let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-                let ports = dir.path().join(format!("nats-server_{}.ports", child.id()));
-                self.port = port_of(&ports).await;
-                Running::NatsServer(child, dir)
-            }
-        });
-    }
-
-    async fn stop(&mut self) {
-        match self.running.take() {
-            Some(Running::Embedded(broker)) => broker.shutdown().await,
-            Some(Running::NatsServer(mut child, _dir)) => {
-                child.kill().unwrap();
-                child.wait().unwrap();
-            }
-            None => {}
-        }
-    }
-
-    fn config(&self) -> Config {
-        Config {
-            urls: vec![format!("nats://127.0.0.1:{}", self.port)],
-            credentials: None,
-            token: self.token.clone(),
-            tls_ca: None,
-            tls_cert: None,
-            tls_key: None,
-            name: "test".into(),
-            lattice: "test".parse().unwrap(),
-        }
-    }
-
-    async fn bus(&self) -> Bus {
-        let bus = Bus::connect(&self.config()).await.unwrap();
-        wait_for(&bus, |connection| connection.up).await;
-        bus
-    }
-
-    async fn raw(&self) -> Raw {
-        let mut raw = Raw { stream: TcpStream::connect(("127.0.0.1", self.port)).await.unwrap(), seen: String::new() };
-        raw.write(b"CONNECT {\"verbose\":false,\"headers\":true}\r\n").await;
-        raw
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        if let Some(Running::NatsServer(child, _)) = &mut self.running {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// A peer that keeps to no rule.
-struct Raw {
-    stream: TcpStream,
-    seen: String,
-}
-
-impl Raw {
-    async fn write(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).await.unwrap();
-    }
-
-    /// Everything that arrived so far, once `text` is in it.
-    async fn until(&mut self, text: &str) -> String {
+async fn until(&mut self, text: &str) -> String {
         let mut bytes = [0; 8_192];
         while !self.seen.contains(text) {
             let read = timeout(PATIENCE, self.stream.read(&mut bytes)).await;
@@ -643,31 +542,4 @@ async fn until(mut is_so: impl AsyncFnMut() -> bool) {
 fn megabytes(n: usize, seed: u32) -> Bytes {
     let words = (0..u32::try_from(n * 1_048_576 / 4).unwrap()).map(|word| word.wrapping_mul(2_654_435_761) ^ seed);
     words.flat_map(u32::to_le_bytes).collect::<Vec<u8>>().into()
-}
-
-fn nats_server() -> PathBuf {
-    let path = std::env::var_os("LATTICE_NATS_SERVER").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/bin/nats-server")),
-        PathBuf::from,
-    );
-    assert!(
-        path.exists(),
-        "no nats-server at {}: run tests/run, which brings one, or name one in LATTICE_NATS_SERVER",
-        path.display()
-    );
-    path
-}
-
-/// nats-server writes where it listens once it does.
-async fn port_of(file: &std::path::Path) -> u16 {
-    let began = Instant::now();
-    loop {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let port = text.split("\"nats://127.0.0.1:").nth(1).and_then(|rest| rest.split('"').next());
-        if let Some(port) = port.and_then(|port| port.parse().ok()) {
-            return port;
-        }
-        assert!(began.elapsed() < PATIENCE, "nats-server did not start: {text:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
