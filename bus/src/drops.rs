@@ -11,7 +11,8 @@ pub enum Reason {
     Foreign,
     /// It, or the body it announces, is above the limit.
     Oversized,
-    /// The queue it was for is full.
+    /// The queue it was for is full. At least so many: the client library tells of a burst at its own queue only in
+    /// part.
     Overflow,
     /// What it answers has ended, or something newer is known.
     Stale,

@@ -203,11 +203,15 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "helpers of tests")]
     use super::*;
 
-    fn headers(pairs: &[(&str, &str)]) -> Headers {
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+    /// What is left, and the size.
+    type Read = (Duration, Option<usize>);
+
+    fn headers(pairs: Pairs<'_>) -> Headers {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
-    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+    fn map(pairs: Pairs<'_>) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in pairs {
             map.append(*name, *value);
@@ -251,7 +255,7 @@ mod tests {
     #[test]
     fn openings() {
         let ms = |ms| Duration::from_millis(ms);
-        let cases: &[(&[(&str, &str)], Option<(Duration, Option<usize>)>)] = &[
+        let cases: &[(Pairs<'_>, Option<Read>)] = &[
             (&[], Some((DEADLINE_DEFAULT, None))),
             (&[("Bus-Deadline", "250")], Some((ms(250), None))),
             (&[("Bus-Deadline", "18446744073709551615")], Some((DEADLINE_MAX, None))),
@@ -272,7 +276,7 @@ mod tests {
 
     #[test]
     fn parts() {
-        let cases: &[(&[(&str, &str)], Result<Part, Reason>)] = &[
+        let cases: &[(Pairs<'_>, Result<Part, Reason>)] = &[
             (&[], Ok(Part::Whole)),
             (&[("a", "b")], Ok(Part::Whole)),
             (&[("Bus-Size", "7")], Ok(Part::Announced { size: 7 })),

@@ -85,6 +85,12 @@ impl Scheduler {
         self.addr
     }
 
+    /// Resolves when the log's loop has ended, whoever ended it.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut status = self.shared.raft.status();
+        async move { while status.changed().await.is_ok() {} }
+    }
+
     /// Ends it: the log is closed when this returns.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);

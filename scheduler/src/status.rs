@@ -109,21 +109,21 @@ impl View<'_> {
 
     /// Where the app's routes answer: every ready ingress.
     fn urls(&self, app: &AppState) -> Vec<String> {
-        let ingresses: Vec<&str> = self
+        let ingresses: Vec<(&str, &str)> = self
             .state
             .hosts
             .values()
             .filter(|h| !h.lost && !h.hello.ingress.is_empty())
-            .map(|h| h.hello.ingress.as_str())
+            .map(|h| (if h.hello.ingress_tls { "https" } else { "http" }, h.hello.ingress.as_str()))
             .collect();
         let mut urls = Vec::new();
         for component in app.spec().components.values() {
             let Kind::Actor(actor) = &component.kind else { continue };
             for route in &actor.ingress {
-                for ingress in ingresses.iter().take(8) {
+                for (scheme, ingress) in ingresses.iter().take(8) {
                     let port = ingress.rsplit(':').next().unwrap_or_default();
                     let host = if route.host.is_empty() { (*ingress).to_owned() } else { format!("{}:{port}", route.host) };
-                    urls.push(format!("http://{host}{}", route.path));
+                    urls.push(format!("{scheme}://{host}{}", route.path));
                 }
             }
         }

@@ -80,6 +80,18 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Ends the process with an error when `part` ends before it was told to.
+    #[cfg(any(feature = "host", feature = "scheduler"))]
+    fn guard(&mut self, name: &'static str, ended: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.parts.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => Ok(()),
+                () = ended => anyhow::bail!("{name} ended by itself; see the log above"),
+            }
+        });
+    }
+
     /// Waits until a part has ended by itself, and says why. Safe to drop while it waits.
     pub(crate) async fn ended(&mut self) -> Failure {
         let why = match self.parts.join_next().await {
@@ -129,6 +141,8 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         ..Running::default()
     };
     let stop = running.stop.clone();
+    running.guard("the scheduler", scheduler.0.ended());
+    running.guard("the host", host.0.ended());
     running.parts.spawn(async move {
         stop.cancelled().await;
         // The host is no less part of the lattice for the night: it does not leave.
@@ -149,6 +163,7 @@ pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running
     let (scheduler, bus) = start_scheduler(&config.bus, config.data, config.api, config.tls, config.id).await?;
     let mut running = Running { api: Some(scheduler.api()), bus: shown(&config.bus.urls), ..Running::default() };
     let stop = running.stop.clone();
+    running.guard("the scheduler", scheduler.ended());
     running.parts.spawn(async move {
         stop.cancelled().await;
         scheduler.shutdown().await;
@@ -165,6 +180,7 @@ pub(crate) async fn host(config: HostConfig) -> anyhow::Result<Running> {
     let mut running =
         Running { bus: urls, ingress: agent.ingress(), host: Some(agent.id().to_string()), ..Running::default() };
     let stop = running.stop.clone();
+    running.guard("the host", agent.ended());
     running.parts.spawn(async move {
         stop.cancelled().await;
         agent.shutdown(true).await;

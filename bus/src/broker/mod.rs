@@ -1,12 +1,13 @@
 //! The embedded broker: core NATS for one machine, in this process. It has no TLS, no clustering and no JetStream, so
 //! it listens on loopback only; whatever spans machines uses nats-server.
 //!
-//! Reading order: `protocol` and `subjects` (pure), `outbox` (writing to one client), `session` (one client), then
+//! Reading order: `protocol` and `subjects` (pure), `outbox` (writing to one client), `session` (one client) with `receivers`, then
 //! this file (all of them). What must never happen: one client's slowness, garbage or absence holds up another, or
 //! grows the process.
 
 mod outbox;
 mod protocol;
+mod receivers;
 mod session;
 mod subjects;
 #[cfg(test)]

@@ -14,12 +14,13 @@ use tracing::debug;
 
 use super::outbox::{Outbox, Pushed};
 use super::protocol::{self, CONTROL_LINE_BYTES_MAX, Fault, Op, Publish, Step};
-use super::subjects::{self, Visitor};
+use super::receivers::{Finding, Found, Own};
+use super::subjects;
 use super::{Hub, Limits};
 
 /// What others need of a client.
 pub(super) struct Client {
-    id: u64,
+    pub(super) id: u64,
     outbox: Outbox,
     subscriptions: Mutex<HashMap<Box<[u8]>, Arc<Subscription>>>,
     takes_headers: AtomicBool,
@@ -426,7 +427,7 @@ impl Session {
         self.dice ^= self.dice >> 7;
         self.dice ^= self.dice << 17;
         let skip = if self.options.echo { None } else { Some(self.client.id) };
-        let mut finding = Finding { found: &mut self.found, dice: self.dice, skip };
+        let mut finding = Finding::new(&mut self.found, self.dice, skip);
         let tree = self.hub.tree.read().unwrap_or_else(PoisonError::into_inner);
         tree.visit(subject, &mut finding);
     }
@@ -467,7 +468,7 @@ impl Session {
         if !subjects::is_literal(reply) {
             return;
         }
-        let mut own = Own { id: self.client.id, found: None };
+        let mut own = Own::of(self.client.id);
         self.hub.tree.read().unwrap_or_else(PoisonError::into_inner).visit(reply, &mut own);
         let Some(subscription) = own.found else { return };
         let mut headers = Vec::with_capacity(subject.len() + 40);
@@ -496,86 +497,6 @@ impl Session {
     fn flush(&mut self) {
         for client in self.unflushed.drain(..) {
             client.outbox.flush();
-        }
-    }
-}
-
-/// Who gets a message.
-#[derive(Default)]
-struct Found {
-    plain: Vec<Arc<Subscription>>,
-    groups: Vec<Group>,
-}
-
-struct Group {
-    name: Box<[u8]>,
-    chosen: Arc<Subscription>,
-    /// Members that could have been chosen so far.
-    seen: usize,
-}
-
-struct Finding<'f> {
-    found: &'f mut Found,
-    dice: u64,
-    /// A client that does not hear itself.
-    skip: Option<u64>,
-}
-
-impl Finding<'_> {
-    fn dice(&mut self, n: usize) -> usize {
-        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from((self.dice >> 33) % u64::try_from(n.max(1)).unwrap_or(u64::MAX)).unwrap_or(0)
-    }
-
-    /// One of `members` at random, and how many there are to choose from.
-    fn choose<'a>(&mut self, members: &'a [Arc<Subscription>]) -> Option<(&'a Arc<Subscription>, usize)> {
-        let Some(skip) = self.skip else {
-            let at = self.dice(members.len());
-            return members.get(at).map(|member| (member, members.len()));
-        };
-        let others = || members.iter().filter(|member| member.client.id != skip);
-        let len = others().count();
-        let at = self.dice(len);
-        others().nth(at).map(|member| (member, len))
-    }
-}
-
-impl<'a> Visitor<'a, Arc<Subscription>> for Finding<'_> {
-    fn plain(&mut self, subscription: &'a Arc<Subscription>) {
-        if self.skip != Some(subscription.client.id) {
-            self.found.plain.push(Arc::clone(subscription));
-        }
-    }
-
-    /// Members of one group under several patterns are one group: each has the same chance.
-    fn group(&mut self, name: &'a [u8], members: &'a [Arc<Subscription>]) {
-        let Some((member, len)) = self.choose(members) else { return };
-        let Some(at) = self.found.groups.iter().position(|group| *group.name == *name) else {
-            return self.found.groups.push(Group { name: name.into(), chosen: Arc::clone(member), seen: len });
-        };
-        let seen = self.found.groups[at].seen + len;
-        if self.dice(seen) < len {
-            self.found.groups[at].chosen = Arc::clone(member);
-        }
-        self.found.groups[at].seen = seen;
-    }
-}
-
-/// Finds a subscription of one client.
-struct Own {
-    id: u64,
-    found: Option<Arc<Subscription>>,
-}
-
-impl<'a> Visitor<'a, Arc<Subscription>> for Own {
-    fn plain(&mut self, subscription: &'a Arc<Subscription>) {
-        if subscription.client.id == self.id && self.found.is_none() {
-            self.found = Some(Arc::clone(subscription));
-        }
-    }
-    fn group(&mut self, _: &'a [u8], members: &'a [Arc<Subscription>]) {
-        for member in members {
-            self.plain(member);
         }
     }
 }

@@ -42,7 +42,7 @@ impl Raw {
                 let text: Vec<u8> = self.seen.drain(..at + end.len()).collect();
                 return String::from_utf8(text).unwrap();
             }
-            let mut bytes = [0; 65_536];
+            let mut bytes = vec![0; 65_536];
             let n = timeout(Duration::from_secs(5), self.stream.read(&mut bytes)).await;
             let n = n.unwrap_or_else(|_| panic!("only {:?}", String::from_utf8_lossy(&self.seen))).unwrap();
             assert!(n > 0, "ended after {:?}", String::from_utf8_lossy(&self.seen));

@@ -122,7 +122,7 @@ impl Raw {
 
     /// Everything that arrived so far, once `text` is in it.
     pub(crate) async fn until(&mut self, text: &str) -> String {
-        let mut bytes = [0; 8_192];
+        let mut bytes = vec![0; 8_192];
         while !self.seen.contains(text) {
             let read = timeout(PATIENCE, self.stream.read(&mut bytes)).await;
             let n = read.unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.seen)).unwrap();
@@ -130,6 +130,14 @@ impl Raw {
             self.seen.push_str(&String::from_utf8_lossy(&bytes[..n]));
         }
         self.seen.clone()
+    }
+}
+
+pub(crate) async fn wait_for(bus: &Bus, mut is_it: impl FnMut(Connection) -> bool) {
+    let mut connection = bus.connection();
+    let waited = timeout(PATIENCE, connection.wait_for(|connection| is_it(*connection))).await;
+    if waited.is_err() {
+        panic!("the connection stays at {:?}: {:?}", bus.connection().borrow(), bus.problem());
     }
 }
 

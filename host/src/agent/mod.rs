@@ -78,6 +78,7 @@ struct Identity {
     labels: BTreeMap<String, String>,
     facts: pb::Facts,
     ingress: String,
+    ingress_tls: bool,
 }
 
 /// A running host.
@@ -123,6 +124,7 @@ impl Agent {
             labels: config.labels,
             facts: facts::find_out(),
             ingress: addr.map(|a| a.to_string()).unwrap_or_default(),
+            ingress_tls: config.ingress.as_ref().is_some_and(|i| i.tls.is_some()),
             host: host.clone(),
         };
         let parts = Parts {
@@ -153,6 +155,12 @@ impl Agent {
     /// Where its ingress listens.
     pub fn ingress(&self) -> Option<SocketAddr> {
         self.ingress
+    }
+
+    /// Resolves when the host's loop has ended, whoever ended it.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let commands = self.commands.clone();
+        async move { commands.closed().await }
     }
 
     /// Ends the host: requests under way are finished. A host that is `leaving` tells the scheduler, which then places

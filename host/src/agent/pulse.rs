@@ -124,6 +124,7 @@ impl Identity {
             labels: self.labels.clone(),
             facts: Some(self.facts.clone()),
             ingress: self.ingress.clone(),
+            ingress_tls: self.ingress_tls,
             term,
             generation,
         }

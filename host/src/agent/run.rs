@@ -23,6 +23,8 @@ const STARTS_MAX: usize = 4;
 const DRAIN: Duration = Duration::from_secs(30);
 /// Time for requests under way when the host ends.
 const SHUTDOWN_DRAIN: Duration = Duration::from_secs(5);
+/// Time between looking an actor up and entering it, at most.
+const LOOKED_UP: Duration = Duration::from_millis(200);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often expired values are looked for.
@@ -301,24 +303,29 @@ impl Loop {
             ingress.stop(SHUTDOWN_DRAIN).await;
         }
         self.starts.abort_all();
+        let mut ending = JoinSet::new();
         for (key, instance) in std::mem::take(&mut self.up) {
             self.parts.running.remove(&key);
-            if let What::Actor(actor) = &instance.what {
-                actor.drain(SHUTDOWN_DRAIN).await;
-            }
+            ending.spawn(let_go(instance, SHUTDOWN_DRAIN));
         }
+        let _ = tokio::time::timeout(SHUTDOWN_DRAIN, ending.join_all()).await;
     }
 }
 
-/// Lets requests under way finish, then lets go of it.
+/// Lets go of what was stopped or replaced, beside the loop.
 fn retire(instance: Instance) {
-    tokio::spawn(async move {
-        let Instance { what, servings, .. } = instance;
-        for serving in servings {
-            let _ = tokio::time::timeout(DRAIN, serving.drain()).await;
-        }
-        if let What::Actor(actor) = what {
-            actor.drain(DRAIN).await;
-        }
-    });
+    tokio::spawn(let_go(instance, DRAIN));
+}
+
+/// First no more calls from the bus, then the requests under way are finished, then it is gone.
+async fn let_go(instance: Instance, drain: Duration) {
+    let Instance { what, servings, .. } = instance;
+    for serving in servings {
+        let _ = tokio::time::timeout(drain, serving.drain()).await;
+    }
+    if let What::Actor(actor) = what {
+        // Who looked it up a moment ago still gets in.
+        tokio::time::sleep(LOOKED_UP).await;
+        actor.drain(drain).await;
+    }
 }

@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 /// What an actor exports to answer HTTP, and the last part of its subject.
 pub const HTTP_INTERFACE: &str = "wasi:http/incoming-handler";
 
+/// How long a request waits for an actor that no host offers at the moment.
+const MOVE_WAIT: Duration = Duration::from_secs(1);
+const MOVE_POLL: Duration = Duration::from_millis(50);
+
 /// The actor `actor` of `app` on whichever host runs it.
 pub struct RemoteHttp {
     bus: Bus,
@@ -23,6 +27,24 @@ pub struct RemoteHttp {
 impl RemoteHttp {
     pub fn new(bus: Bus, app: Name, actor: Name) -> Self {
         Self { bus, app, actor }
+    }
+}
+
+impl RemoteHttp {
+    /// A request that reached nobody was not carried out: while an actor moves from one host to another, it waits for
+    /// the other instead of failing.
+    async fn call_when_placed(&self, subject: String, message: Bytes, end: Instant) -> Result<Reply, bus::Error> {
+        let give_up = Instant::now() + MOVE_WAIT;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let reply = self.bus.call(subject.clone(), Headers::new(), message.clone(), left).await;
+            match reply {
+                Err(bus::Error::NoResponders { .. }) if Instant::now() < give_up.min(end) => {
+                    tokio::time::sleep(MOVE_POLL).await;
+                }
+                reply => return reply,
+            }
+        }
     }
 }
 
@@ -44,8 +66,7 @@ impl HttpServe for RemoteHttp {
         let message = head::encode_request(&parts, &body)?;
         drop(body);
         let subject = self.bus.subjects().rpc(&self.app, &self.actor, HTTP_INTERFACE);
-        let left = end.saturating_duration_since(Instant::now());
-        let reply = self.bus.call(subject, Headers::new(), message, left).await;
+        let reply = self.call_when_placed(subject, message, end).await;
         let reply = reply.map_err(|e| call_error(e, "ingress", "HTTP", &whom))?;
         let response = head::decode_response(reply.payload)?;
         Ok(response.map(full))

@@ -115,7 +115,7 @@ async fn a_keystore_client_is_served_by_an_actor() {
         http::Request::put(path).header("host", "shop.example").body(body).unwrap()
     };
     for bytes in [0, 1, 5_000, 1024 * 1024 - 8] {
-        let value: Vec<u8> = (0..bytes).map(|n| n.to_le_bytes()[0]).collect::<Vec<u8>>();
+        let value: Vec<u8> = (0..bytes).map(|n: u32| n.to_le_bytes()[0]).collect();
         let done = client.http(put("/k", value.clone()), None).await.unwrap();
         assert_eq!(done.status(), 204, "{bytes} bytes");
         let got = client.http(get("/k"), None).await.unwrap();

@@ -1,0 +1,148 @@
+//! The ingress with the smallest actor, beside `wasmtime serve` of the same component and a bare hyper server.
+
+use crate::figures::{Series, Table};
+use crate::lattice::{App, Up};
+use crate::load::{self, Target};
+use crate::process::{Process, Serve};
+use crate::{Bench, machine};
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::Command;
+use tokio::net::TcpListener;
+
+const CONNECTIONS: [usize; 2] = [16, 64];
+/// With what `wasmtime serve` may be at its best: as it comes, pooled, and pooled with the fastest reset of memories.
+const SERVE_OPTIONS: [(&str, &[&str]); 3] = [
+    ("wasmtime serve", &[]),
+    ("wasmtime serve, pooling", &["-O", "pooling-allocator=y"]),
+    ("wasmtime serve, pooling, pagemap", &["-O", "pooling-allocator=y", "-O", "pooling-pagemap-scan=y"]),
+];
+/// Makes this program the bare server.
+pub(crate) const BARE_ARGUMENT: &str = "--bare-server";
+
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    let dir = bench.folder("hello")?;
+    let servers = start(bench, &dir)?;
+    let mut measured: Vec<Vec<Figures>> = vec![vec![Figures::default(); servers.len()]; CONNECTIONS.len()];
+    for _ in 0..bench.rounds() {
+        for (connections, figures) in CONNECTIONS.iter().zip(&mut measured) {
+            for (server, figures) in servers.iter().zip(figures) {
+                let pids = [server.process.pid()];
+                let sample = load::run(&server.target, *connections, bench.time(), &pids);
+                let sample = bench.runtime.block_on(sample).with_context(|| server.name.to_owned())?;
+                figures.per_second.push(sample.per_second);
+                figures.cpu_us.push(sample.cpu_us[0]);
+                figures.p50_us.push(sample.p50_us);
+                figures.p99_us.push(sample.p99_us);
+            }
+        }
+    }
+    print(&servers, &measured);
+    println!("  lattice/it: lattice's figure over this server's, median of the rounds' ratios.");
+    let resident = servers.iter().map(|server| {
+        Ok(format!("{} {:.0} MB", server.name, machine::memory(server.process.pid())?.resident as f64 / 1e6))
+    });
+    println!("  resident after it: {}", resident.collect::<Result<Vec<_>>>()?.join(", "));
+    Ok(())
+}
+
+/// A server, running.
+struct Server {
+    name: &'static str,
+    process: Process,
+    target: Target,
+}
+
+#[derive(Default, Clone)]
+struct Figures {
+    per_second: Series,
+    cpu_us: Series,
+    p50_us: Series,
+    p99_us: Series,
+}
+
+/// All of them, lattice first.
+fn start(bench: &Bench, dir: &Path) -> Result<Vec<Server>> {
+    let component = bench.component("hello");
+    let app = App { name: "hello", image: &component, at: None, store_at: None };
+    let up = Up::start(&dir.join("up"), &[])?;
+    up.apply(&app.write(dir)?)?;
+    let target = Target::new(up.ingress, &app.host_name(), "/");
+    let mut servers = vec![Server { name: "lattice up", process: up.process, target }];
+    if let Some(wasmtime) = bench.wasmtime() {
+        for (number, (name, options)) in SERVE_OPTIONS.iter().enumerate() {
+            let log = dir.join(format!("serve-{number}.log"));
+            let mut serve = Serve::start(&wasmtime, &component, options, log)?;
+            serve.process.listens(serve.addr).with_context(|| (*name).to_owned())?;
+            let target = Target::new(serve.addr, "localhost", "/");
+            servers.push(Server { name, process: serve.process, target });
+        }
+    }
+    let own = std::env::current_exe().context("this program has no path")?;
+    let mut process = Process::start(Command::new(own).arg(BARE_ARGUMENT), dir.join("bare.log"))?;
+    let addr = process.said("listens ")?.parse().context("the bare server's address")?;
+    servers.push(Server { name: "bare hyper", process, target: Target::new(addr, "localhost", "/") });
+    Ok(servers)
+}
+
+fn print(servers: &[Server], measured: &[Vec<Figures>]) {
+    let mut table = Table::new([
+        "server",
+        "connections",
+        "req/s",
+        "min-max",
+        "p50 us",
+        "p99 us",
+        "CPU us/req",
+        "min-max",
+        "lattice/it req/s",
+        "lattice/it CPU",
+    ]);
+    for (connections, figures) in CONNECTIONS.iter().zip(measured) {
+        for (server, f) in servers.iter().zip(figures) {
+            table.row([
+                server.name.to_owned(),
+                connections.to_string(),
+                f.per_second.show(),
+                f.per_second.spread(),
+                f.p50_us.show(),
+                f.p99_us.show(),
+                f.cpu_us.show(),
+                f.cpu_us.spread(),
+                figures[0].per_second.ratio_to(&f.per_second),
+                figures[0].cpu_us.ratio_to(&f.cpu_us),
+            ]);
+        }
+    }
+    table.print();
+}
+
+/// The least that an HTTP server here can cost: hyper alone, with the same text. Ends with its standard input.
+pub(crate) fn bare_server() -> Result<()> {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
+    let runtime = tokio::runtime::Runtime::new().context("can not start a runtime")?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port on loopback")?;
+        println!("listens {}", listener.local_addr().context("no address")?);
+        loop {
+            let (stream, _) = listener.accept().await.context("can not accept")?;
+            let _ = stream.set_nodelay(true);
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)));
+        }
+    })
+}
+
+async fn answer(_: Request<hyper::body::Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    Ok(Response::new(Full::new(Bytes::from_static(b"Hello from lattice!\n"))))
+}

@@ -1,0 +1,130 @@
+//! Lattices under measurement: real processes, their command line, and manifests made for them.
+
+use crate::process::{self, Process};
+use anyhow::{Context as _, Result};
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_lattice");
+
+/// A `lattice up`.
+pub(crate) struct Up {
+    pub(crate) process: Process,
+    pub(crate) api: String,
+    pub(crate) bus: String,
+    pub(crate) ingress: SocketAddr,
+}
+
+impl Up {
+    /// With its data in `dir`, on free ports, and further arguments.
+    pub(crate) fn start(dir: &Path, more: &[&str]) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("can not make {}", dir.display()))?;
+        let mut command = lattice();
+        command.arg("up").arg("--data").arg(dir.join("data")).args(more);
+        command.args(["--api", "127.0.0.1:0", "--ingress", "127.0.0.1:0"]);
+        if !more.contains(&"--nats") {
+            command.args(["--bus", "127.0.0.1:0"]);
+        }
+        let mut process = Process::start(&mut command, dir.join("up.log"))?;
+        process.said("next:").context("lattice up")?;
+        let (api, bus) = (process.said("api ")?, process.said("bus ")?);
+        let ingress = process.said("ingress ")?;
+        let ingress = ingress.trim_start_matches("http://").trim_end_matches('/');
+        let ingress = ingress.parse().with_context(|| format!("lattice up says its ingress is {ingress:?}"))?;
+        Ok(Self { process, api, bus, ingress })
+    }
+
+    /// Runs a verb of the command line against it.
+    pub(crate) fn run(&self, args: &[&str]) -> Result<String> {
+        process::output(&mut self.command(args))
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = lattice();
+        command.args(args).args(["--api", &self.api]);
+        command
+    }
+
+    pub(crate) fn apply(&self, manifest: &Path) -> Result<()> {
+        let path = manifest.to_str().context("the target folder has a name that is not text")?;
+        self.run(&["apply", path]).map(drop)
+    }
+}
+
+/// A `lattice host` on the bus at `url`.
+pub(crate) fn host(dir: &Path, url: &str, more: &[&str]) -> Result<Process> {
+    fs::create_dir_all(dir).with_context(|| format!("can not make {}", dir.display()))?;
+    let mut command = lattice();
+    command.arg("host").arg("--data").arg(dir.join("data")).args(["--nats", url]).args(more);
+    let mut process = Process::start(&mut command, dir.join("host.log"))?;
+    process.said("data ").context("lattice host")?;
+    Ok(process)
+}
+
+/// Without what the user's environment says of other lattices.
+fn lattice() -> Command {
+    let mut command = Command::new(BINARY);
+    for name in ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_LOG", "LATTICE_NATS_TOKEN"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// An app of one actor behind the ingress.
+pub(crate) struct App<'a> {
+    /// Also the first label of the host name it answers at.
+    pub(crate) name: &'a str,
+    pub(crate) image: &'a Path,
+    /// `key=value` that its host must have.
+    pub(crate) at: Option<(&'a str, &'a str)>,
+    /// The same of the host of a key-value provider, if it has one.
+    pub(crate) store_at: Option<(&'a str, &'a str)>,
+}
+
+/// So many that concurrency is no limit.
+const REPLICAS: u32 = 1_000;
+
+impl App<'_> {
+    /// What its requests have in their Host header.
+    pub(crate) fn host_name(&self) -> String {
+        format!("{}.localhost", self.name)
+    }
+
+    /// Writes its manifest into `dir`.
+    pub(crate) fn write(&self, dir: &Path) -> Result<PathBuf> {
+        let path = dir.join(format!("{}.yaml", self.name));
+        fs::write(&path, self.manifest()).with_context(|| format!("can not write {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn manifest(&self) -> String {
+        let mut text = format!(
+            "apiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata: {{ name: {} }}\nspec:\n  components:\n    \
+             - name: web\n      type: component\n      properties: {{ image: {:?} }}\n      traits:\n        \
+             - {{ type: ingress, properties: {{ host: {}, path: / }} }}\n{}",
+            self.name,
+            self.image.display().to_string(),
+            self.host_name(),
+            scaler(REPLICAS, self.at)
+        );
+        if self.store_at.is_some() {
+            let _ = write!(
+                text,
+                "        - {{ type: link, properties: {{ target: {{ name: store }}, namespace: wasi, package: keyvalue, \
+                 interfaces: [store, atomics] }} }}\n    - name: store\n      type: capability\n      \
+                 properties: {{ image: builtin:keyvalue }}\n      traits:\n{}",
+                scaler(1, self.store_at)
+            );
+        }
+        text
+    }
+}
+
+fn scaler(instances: u32, at: Option<(&str, &str)>) -> String {
+    let spread = at.map(|(key, value)| format!(", spread: [{{ name: here, requirements: {{ {key}: {value} }} }}]"));
+    let spread = spread.unwrap_or_default();
+    format!("        - {{ type: spreadscaler, properties: {{ instances: {instances}{spread} }} }}\n")
+}

@@ -1,0 +1,99 @@
+//! Manifests: those of the examples, and variations of them written into a lattice's folder.
+
+use super::{Lattice, file};
+use std::path::PathBuf;
+
+pub(crate) fn hello() -> PathBuf {
+    file("manifests/hello/app.yaml")
+}
+pub(crate) fn counter() -> PathBuf {
+    file("manifests/counter/app.yaml")
+}
+pub(crate) fn counter_apart() -> PathBuf {
+    file("manifests/counter/apart.yaml")
+}
+pub(crate) fn keystore_builtin() -> PathBuf {
+    file("manifests/keystore/builtin.yaml")
+}
+pub(crate) fn keystore_actor() -> PathBuf {
+    file("manifests/keystore/actor.yaml")
+}
+
+/// One actor of the hello component, as it can be varied.
+#[derive(Debug, Clone)]
+pub(crate) struct Hello {
+    pub(crate) name: &'static str,
+    pub(crate) replicas: u32,
+    /// Path of its route.
+    pub(crate) path: &'static str,
+    /// Host name of its route; "" is any.
+    pub(crate) host: &'static str,
+    /// `key: value` that the host must have; "" is any host.
+    pub(crate) on: &'static str,
+    pub(crate) memory: &'static str,
+}
+
+impl Default for Hello {
+    fn default() -> Self {
+        Self { name: "hello", replicas: 1, path: "/", host: "", on: "", memory: "64MiB" }
+    }
+}
+
+impl Hello {
+    /// The manifest as a file of this lattice.
+    pub(crate) fn write(&self, lattice: &Lattice) -> PathBuf {
+        lattice.write(&format!("{}.yaml", self.name), self.text())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let Self { name, replicas, path, host, on, memory } = self;
+        let image = file("manifests/hello/hello.wasm");
+        let host = if host.is_empty() { String::new() } else { format!("\n            host: {host}") };
+        let spread = match *on {
+            "" => String::new(),
+            on => format!("\n            spread: [{{name: there, requirements: {{{on}}}}}]"),
+        };
+        format!(
+            "apiVersion: core.oam.dev/v1beta1
+kind: Application
+metadata: {{name: {name}}}
+spec:
+  components:
+    - name: hello
+      type: component
+      properties:
+        image: {}
+      traits:
+        - type: spreadscaler
+          properties:
+            instances: {replicas}{spread}
+        - type: ingress
+          properties:
+            path: {path}{host}
+        - type: limits
+          properties:
+            memory: {memory}
+",
+            image.display()
+        )
+    }
+}
+
+/// The guest that tries everything, reached by the host name `hostile.localhost`; `on` as in `Hello`.
+pub(crate) fn hostile(lattice: &Lattice, on: &str) -> PathBuf {
+    let text = std::fs::read_to_string(file("tests/guests/hostile/app.yaml")).unwrap();
+    let image = file("tests/guests/hostile/hostile.wasm").display().to_string();
+    let mut text = change(&text, "./hostile.wasm", &image);
+    text = change(&text, "            path: /\n", "            path: /\n            host: hostile.localhost\n");
+    if !on.is_empty() {
+        let spread = format!("instances: 4\n            spread: [{{name: there, requirements: {{{on}}}}}]");
+        text = change(&text, "instances: 4", &spread);
+    }
+    lattice.write("hostile.yaml", text)
+}
+
+/// `text` with one thing changed, which must be there.
+pub(crate) fn change(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "{from:?} is not in\n{text}");
+    text.replacen(from, to, 1)
+}
