@@ -127,8 +127,9 @@ impl Bus {
     /// Sends what is queued, lets subscriptions run dry, ends the connection. Takes a few seconds at most.
     pub async fn close(&self) {
         let wire = &self.link.wire;
+        let is_up = wire.is_up();
         wire.closing.cancel();
-        if wire.is_up() {
+        if is_up {
             let client = wire.client();
             let _ = timeout(CLOSE_WAIT, client.flush()).await;
             let _ = timeout(CLOSE_WAIT, client.drain()).await;
@@ -157,7 +158,7 @@ impl fmt::Debug for Bus {
 
 impl Link {
     pub(crate) fn is_up(&self) -> bool {
-        self.connection.borrow().up
+        self.wire.is_up()
     }
 
     /// Returns when the connection is up, or at once with `Closed` when it never will be again.
@@ -167,8 +168,9 @@ impl Link {
         }
         let mut connection = self.connection.clone();
         tokio::select! {
-            result = connection.wait_for(|connection| connection.up) => result.map(|_| ()).map_err(|_| Error::Closed),
+            biased;
             () = self.wire.closing.cancelled() => Err(Error::Closed),
+            result = connection.wait_for(|connection| connection.up) => result.map(|_| ()).map_err(|_| Error::Closed),
         }
     }
 
@@ -207,18 +209,19 @@ impl Link {
     }
 }
 
-/// Hands answers to what waits for them, until the connection ends.
+/// Hands answers to what waits for them, until the connection ends. What waits then is told.
 async fn run_inbox(wire: Arc<Wire>, mut feed: Feed, inbox: Arc<Inbox>, drops: Arc<Drops>) {
     loop {
         let message = tokio::select! {
             biased;
-            () = wire.stop.cancelled() => return,
+            () = wire.stop.cancelled() => break,
             message = feed.next_or_revive() => message,
         };
         match message.map(|message| inbox.deliver(message)) {
-            None => return,
+            None => break,
             Some(Ok(())) => {}
             Some(Err(reason)) => drops.count(reason),
         }
     }
+    inbox.clear();
 }

@@ -75,6 +75,11 @@ impl Inbox {
         }
     }
 
+    /// Ends every wait.
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
     fn enter(self: &Arc<Self>, waiter: Waiter) -> Result<Ticket, Error> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut waiters = self.lock();

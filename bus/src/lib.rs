@@ -1,9 +1,9 @@
 //! The NATS client as this project uses it, and the embedded broker.
 //!
-//! Reading order: `envelope` (what travels in headers; pure), `client` (connect, publish, subscribe), `wire`
-//! (what keeps the connection), `inbox` (where
-//! answers arrive), `call` and `serve` (the two ends of a call), `transfer` (bodies above the message limit), `drops`
-//! (what was refused, counted); then `broker` behind the feature of that name.
+//! Reading order: `envelope` (what travels in headers; pure), `client` (connect, publish, subscribe), `wire` (what
+//! keeps the connection), `inbox` (where answers arrive), `call` and `serve` (the two ends of a call), `transfer`
+//! (bodies above the message limit), `drops` (what was refused, counted); then `broker` behind the feature of that
+//! name.
 //!
 //! What is absent: knowledge of any message type beyond "it is protobuf", and JetStream. Nothing that arrives can
 //! panic or grow without a bound: it is dropped and counted.

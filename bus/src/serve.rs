@@ -85,6 +85,9 @@ impl Bus {
         F: Future<Output = Result<Reply, Refusal>> + Send + 'static,
     {
         subscription::check(&subject)?;
+        if let Some(queue) = &queue {
+            envelope::check_subject(queue)?;
+        }
         let feed = self.link.wire.listen(subject, queue).await?;
         self.settle().await;
         let concurrent_max = concurrent_max.clamp(1, Semaphore::MAX_PERMITS);

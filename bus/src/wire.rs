@@ -82,7 +82,7 @@ impl Wire {
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.observer.sender.borrow().up
+        self.observer.sender.borrow().up && !self.closing.is_cancelled()
     }
 
     pub(crate) fn problem(&self) -> Option<String> {
@@ -95,6 +95,9 @@ impl Wire {
     }
 
     pub(crate) async fn listen(self: &Arc<Self>, subject: String, queue: Option<String>) -> Result<Feed, Error> {
+        if self.closing.is_cancelled() {
+            return Err(Error::Closed);
+        }
         // Read first: if a new client comes meanwhile, the feed notices and moves to it.
         let generation = *self.generation.borrow();
         let subscriber = subscribe(&self.client(), &subject, queue.as_deref()).await.ok_or_else(|| self.down())?;

@@ -42,8 +42,8 @@ pub enum Verdict {
     Refuse(String),
 }
 
-/// Fences by (term, generation): what is older than the stored one is refused. A new term with the same generation
-/// carries the same content.
+/// Fences by (term, generation): what is older than the stored one is refused, by either number. A new term with the
+/// same generation carries the same content; with an older one it comes from a leader that has not caught up yet.
 pub fn accept(stored: Option<&pb::Assignment>, new: &pb::Assignment, lattice: &str, host: &str) -> Verdict {
     if new.lattice != lattice || new.host != host {
         return Verdict::Refuse(format!("it is for host {:?} of lattice {:?}", new.host, new.lattice));
@@ -53,19 +53,23 @@ pub fn accept(stored: Option<&pb::Assignment>, new: &pb::Assignment, lattice: &s
     }
     let Some(stored) = stored else { return Verdict::Accept };
     let (have, got) = ((stored.term, stored.generation), (new.term, new.generation));
-    match got.cmp(&have) {
-        std::cmp::Ordering::Greater => Verdict::Accept,
-        std::cmp::Ordering::Equal if stored == new => Verdict::Same,
-        std::cmp::Ordering::Equal => Verdict::Refuse(format!(
-            "generation {} of term {} was stored with other content: a scheduler must not change what it has sent",
-            new.generation, new.term
-        )),
-        std::cmp::Ordering::Less => Verdict::Refuse(format!(
+    if got.0 < have.0 || got.1 < have.1 {
+        return Verdict::Refuse(format!(
             "term {}, generation {} is older than term {}, generation {} that this host has stored; if the schedulers \
              lost their data, remove `assignment` in the host's data folder and start it again",
             got.0, got.1, have.0, have.1
-        )),
+        ));
     }
+    if got != have {
+        return Verdict::Accept;
+    }
+    if stored == new {
+        return Verdict::Same;
+    }
+    Verdict::Refuse(format!(
+        "generation {} of term {} was stored with other content: a scheduler must not change what it has sent",
+        new.generation, new.term
+    ))
 }
 
 /// The components of an assignment, or what is wrong with it.
@@ -156,6 +160,7 @@ mod tests {
         assert_eq!(verdict(3, 10), "accept");
         assert_eq!(verdict(2, 9), "refuse");
         assert_eq!(verdict(1, 99), "refuse");
+        assert_eq!(verdict(3, 9), "refuse", "a new leader that has not applied all of its log");
     }
 
     #[test]

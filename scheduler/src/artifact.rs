@@ -26,6 +26,8 @@ pub enum Error {
     Mismatch { digest: Digest, found: Digest },
     #[error("artifact {digest}: {size} bytes are too many; the most is {ARTIFACT_BYTES_MAX}")]
     TooLarge { digest: Digest, size: u64 },
+    #[error("artifact {digest}: more bytes came than the {announced} that the first piece announced; upload it again")]
+    Longer { digest: Digest, announced: u64 },
     #[error("artifact store {}: holds {STORE_BYTES_MAX} bytes, its bound; delete apps that are not needed", .0.display())]
     Full(PathBuf),
 }
@@ -44,6 +46,8 @@ pub struct Upload {
     file: fs::File,
     sum: sha2::Sha256,
     size: u64,
+    /// What the room for it was checked against.
+    announced: u64,
 }
 
 impl Artifacts {
@@ -95,7 +99,7 @@ impl Artifacts {
         let path = self.dir.join(format!("upload-{}", ulid::Ulid::generate()));
         let file = fs::File::create(&path)
             .map_err(|source| Error::Io { digest: digest.to_string(), path: path.clone(), source })?;
-        Ok(Upload { digest, path, file, sum: sha2::Sha256::new(), size: 0 })
+        Ok(Upload { digest, path, file, sum: sha2::Sha256::new(), size: 0, announced: size })
     }
 
     /// Verifies and keeps an upload: durable when this returns.
@@ -166,6 +170,9 @@ impl Upload {
         self.size += data.len() as u64;
         if self.size > ARTIFACT_BYTES_MAX {
             return Err(Error::TooLarge { digest: self.digest.clone(), size: self.size });
+        }
+        if self.size > self.announced {
+            return Err(Error::Longer { digest: self.digest.clone(), announced: self.announced });
         }
         self.sum.update(data);
         self.file.write_all(data).map_err(|source| Error::Io {

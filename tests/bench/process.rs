@@ -19,10 +19,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it with its output in `log`. It has a pipe as standard input, which ends with this.
+    /// Starts it with its output in `log`. It has a pipe as standard input, which ends with this. It takes no
+    /// backtraces, which would cost more than what is measured.
     pub(crate) fn start(command: &mut Command, log: PathBuf) -> Result<Self> {
         let out = File::create(&log).with_context(|| format!("can not write {}", log.display()))?;
         let err = out.try_clone().context("can not share a log")?;
+        command.env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE");
         let child = command.stdin(Stdio::piped()).stdout(out).stderr(err).spawn();
         let child = child.with_context(|| format!("can not start {:?}", command.get_program()))?;
         Ok(Self { child, log })

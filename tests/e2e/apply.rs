@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 scenarios!(
     an_applied_app_answers_and_a_deleted_one_does_not,
     scale_and_rollback_make_revisions,
+    a_million_replicas_are_a_number,
     exit_codes_say_how_it_ended,
 );
 
@@ -60,7 +61,8 @@ fn scale_and_rollback_make_revisions(broker: Broker) {
     lattice.until_spread("hello", "hello", &[("a", 7)], SOON);
 
     let revisions = lattice.items_of("revisions", "hello");
-    let told: Vec<_> = revisions.iter().map(|r| (r["revision"].clone(), r["cause"].clone(), r["current"].clone())).collect();
+    let told: Vec<_> =
+        revisions.iter().map(|r| (r["revision"].clone(), r["cause"].clone(), r["current"].clone())).collect();
     assert_eq!(
         told,
         [
@@ -82,6 +84,19 @@ fn scale_and_rollback_make_revisions(broker: Broker) {
     assert!(response.text().contains("hello/hello"), "{}", response.text());
     lattice.ok(&["scale", "hello/hello", "1"]);
     until("it answers again", SOON, || (http::get(lattice.ingress("a"), "/").status == 200).then_some(()));
+}
+
+fn a_million_replicas_are_a_number(broker: Broker) {
+    let mut lattice = Lattice::start(broker);
+    lattice.add_host("b", &[], false);
+    lattice.until_hosts(&[("b", "ready")]);
+    let begun = Instant::now();
+    lattice.apply(&manifests::Hello { replicas: 1_000_000, ..Default::default() }.write(&lattice));
+    lattice.until_spread("hello", "hello", &[("a", 500_000), ("b", 500_000)], SOON);
+    eprintln!("a million replicas placed and ready on {broker:?}: {:.2} s", begun.elapsed().as_secs_f64());
+    assert_eq!(http::get(lattice.ingress("a"), "/").status, 200);
+    let more = lattice.cli(&["scale", "hello/hello", "1000001"]);
+    assert_eq!(more.code, 2, "{more:#?}");
 }
 
 fn exit_codes_say_how_it_ended(broker: Broker) {

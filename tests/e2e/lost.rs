@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 scenarios!(
     what_a_lost_host_ran_answers_elsewhere_and_it_returns_without_strays,
+    a_host_that_is_told_to_end_is_replaced_at_once,
+    a_paused_host_wakes_without_strays,
+    what_was_acknowledged_survives_a_kill,
     everything_killed_is_back_without_an_apply,
     everything_interrupted_is_back_without_an_apply,
     a_host_boots_offline_from_its_last_assignment,
@@ -30,7 +33,7 @@ fn what_a_lost_host_ran_answers_elsewhere_and_it_returns_without_strays(broker: 
 
     let killed = Instant::now();
     lattice.kill_host("b");
-    until("it answers elsewhere", Duration::from_secs(20), || (http::get(at, "/").status == 200).then_some(()));
+    until("it answers elsewhere", Duration::from_secs(20), || http::answers(at, ""));
     let moved = killed.elapsed();
     eprintln!("host killed to its actor answering elsewhere on {broker:?}: {:.2} s", moved.as_secs_f64());
     assert!(moved < Duration::from_secs(12), "{moved:?}");
@@ -50,6 +53,79 @@ fn what_a_lost_host_ran_answers_elsewhere_and_it_returns_without_strays(broker: 
     // It is a host like any other: new replicas come to it.
     lattice.ok(&["scale", "many/hello", "8"]);
     lattice.until_spread("many", "hello", &[("a", 6), ("b", 2)], SOON);
+}
+
+fn a_host_that_is_told_to_end_is_replaced_at_once(broker: Broker) {
+    let mut lattice = Lattice::start(broker);
+    lattice.add_host("b", &[], false);
+    lattice.until_hosts(&[("b", "ready")]);
+    lattice.ok(&["cordon", "a"]);
+    lattice.apply(&manifests::hello());
+    lattice.ok(&["uncordon", "a"]);
+    let at = lattice.ingress("a");
+    assert_eq!(http::get(at, "/").status, 200);
+    let told = Instant::now();
+    lattice.interrupt_host("b");
+    until("it answers elsewhere", SOON, || http::answers(at, ""));
+    eprintln!("host told to end to its actor answering elsewhere on {broker:?}: {:.2} s", told.elapsed().as_secs_f64());
+    assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+    lattice.until_spread("hello", "hello", &[("a", 1)], SOON);
+    lattice.start_host("b");
+    lattice.until_hosts(&[("b", "ready")]);
+    assert_eq!(lattice.host("b")["running"], 0);
+}
+
+/// Asleep long enough to be lost, it wakes with all it ran and knows of nothing.
+fn a_paused_host_wakes_without_strays(broker: Broker) {
+    let mut lattice = Lattice::start(broker);
+    lattice.add_host("b", &[], true);
+    lattice.until_hosts(&[("b", "ready")]);
+    lattice.apply(&manifests::Hello { replicas: 4, ..Default::default() }.write(&lattice));
+    lattice.until_spread("hello", "hello", &[("a", 2), ("b", 2)], SOON);
+    lattice.process("b").pause();
+    lattice.until_hosts(&[("b", "suspect")]);
+    lattice.until_hosts(&[("b", "lost")]);
+    lattice.until_spread("hello", "hello", &[("a", 4)], SOON);
+    lattice.process("b").resume();
+    lattice.until_hosts(&[("b", "ready")]);
+    until("b runs nothing", SOON, || (lattice.host("b")["running"] == 0).then_some(()));
+    // Its ingress serves by the others.
+    until("its ingress answers", SOON, || http::answers(lattice.ingress("b"), ""));
+    lattice.until_spread("hello", "hello", &[("a", 4)], SOON);
+}
+
+fn what_was_acknowledged_survives_a_kill(broker: Broker) {
+    const ROUNDS: usize = 5;
+    const NAMES: [&str; ROUNDS] = ["one", "two", "three", "four", "five"];
+    let mut lattice = Lattice::start(broker);
+    for (round, name) in NAMES.into_iter().enumerate() {
+        let path: &'static str = ["/1", "/2", "/3", "/4", "/5"][round];
+        let manifest = manifests::Hello { name, path, replicas: 2, ..Default::default() }.write(&lattice);
+        lattice.ok(&["apply", "--detach", &manifest.display().to_string()]);
+        let actor = format!("{name}/hello");
+        lattice.ok(&["scale", &actor, "3"]);
+        if round > 0 {
+            lattice.ok(&["delete", "app", NAMES[round - 1], "--detach"]);
+        }
+        // The moment after the answer.
+        lattice.restart_scheduler();
+        until("it leads again", SOON, || (lattice.cli(&["get", "apps"]).code == 0).then_some(()));
+        let apps = lattice.items("apps");
+        let here = apps.iter().find(|a| a["name"] == name).unwrap_or_else(|| panic!("{name} is lost: {apps:?}"));
+        assert_eq!((&here["revision"], &here["desired"]), (&json!(2), &json!(3)));
+        if round > 0 {
+            let gone = NAMES[round - 1];
+            assert!(apps.iter().all(|a| a["name"] != gone || a["state"] == "deleting"), "{gone} is back: {apps:?}");
+        }
+    }
+    until("the last one alone runs", SOON, || {
+        let apps = lattice.items("apps");
+        (apps.len() == 1 && apps[0]["state"] == "running" && apps[0]["running"] == 3).then_some(())
+    });
+    until("its route alone answers", SOON, || {
+        let at = lattice.ingress("a");
+        (http::get(at, "/5").status == 200 && http::get(at, "/4").status == 404).then_some(())
+    });
 }
 
 fn everything_killed_is_back_without_an_apply(broker: Broker) {

@@ -8,7 +8,15 @@
 #![cfg(all(feature = "host", feature = "scheduler"))]
 #![allow(clippy::unwrap_used, reason = "a test that meets what it did not expect shall end")]
 
+mod alone;
 mod apart;
+mod api;
 mod apply;
+mod bad;
+mod garbage;
 mod harness;
+mod hostile;
+mod keystore;
+mod look;
 mod lost;
+mod moving;

@@ -7,12 +7,12 @@ use proto::v1 as pb;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-pub const LATTICE: &str = "sim";
+pub(crate) const LATTICE: &str = "sim";
 /// Events told when a seed fails.
 const TRACE_LEN: usize = 60;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Node {
+pub(crate) enum Node {
     Host(usize),
     Member(usize),
     Client,
@@ -21,7 +21,7 @@ pub enum Node {
 }
 
 #[derive(Debug, Clone)]
-pub enum Packet {
+pub(crate) enum Packet {
     Hello(pb::Hello),
     Beat(pb::Beat),
     Assign { call: u64, member: usize, assignment: pb::Assignment },
@@ -36,42 +36,51 @@ pub enum Packet {
 }
 
 #[derive(Debug, Clone)]
-pub enum Timer {
+pub(crate) enum Timer {
     Beat,
-    Started { key: host::assignment::Key, wanted: host::assignment::Wanted, ok: bool },
+    Started {
+        key: host::assignment::Key,
+        wanted: host::assignment::Wanted,
+        ok: bool,
+    },
     /// Only when a mutation stores late.
     Stored(pb::Assignment),
     Restart,
     Control,
     RaftTick,
     Flush,
-    Deadline { call: u64 },
-    Retry { intent: usize, attempt: u32 },
+    Deadline {
+        call: u64,
+    },
+    Retry {
+        intent: usize,
+        attempt: u32,
+    },
     NextRequest,
     NextFault,
     Undo(Undo),
 }
 
 #[derive(Debug, Clone, Copy)]
-pub enum Undo {
+pub(crate) enum Undo {
     Bus,
     Host(usize),
     Member(usize),
 }
 
 #[derive(Debug, Clone)]
-pub enum What {
+pub(crate) enum What {
     Packet(Packet),
     Timer(Timer),
 }
 
-pub struct Event {
-    pub at: u64,
+pub(crate) struct Event {
+    pub(crate) at: u64,
     seq: u64,
-    pub node: Node,
+    pub(crate) node: Node,
     /// Start of the process it is for; 0: whichever lives.
-    pub boot: u64,
-    pub what: What,
+    pub(crate) boot: u64,
+    pub(crate) what: What,
 }
 
 impl PartialEq for Event {
@@ -93,7 +102,7 @@ impl Ord for Event {
 
 /// A fault built into a shell on purpose: the simulation must find it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mutation {
+pub(crate) enum Mutation {
     /// A host takes assignments that are older than its own.
     HostTakesOlder,
     /// A host confirms before it has stored.
@@ -110,33 +119,37 @@ pub enum Mutation {
     KeepsStrays,
     /// A leader sends each host its assignment once, whether it arrives or not.
     SendsOnce,
+    /// A host takes what is older when a newer term says it.
+    HostTrustsTerm,
+    /// The boot ids of a host sort backwards, as those of a clock that was set back.
+    BootsGoBack,
     /// A member of three forgets its vote and its last entries in a crash.
     ForgetsVote,
 }
 
 /// What this seed is like.
 #[derive(Debug, Clone)]
-pub struct Params {
-    pub seed: u64,
-    pub hosts: usize,
-    pub members: usize,
-    pub apps: usize,
-    pub loss: u64,
-    pub doubled: u64,
-    pub delay_ms: u64,
-    pub faults_ms: u64,
-    pub fault_every_ms: u64,
-    pub request_every_ms: u64,
-    pub snapshot_entries: u64,
-    pub forget_ms: u64,
-    pub start_ms: u64,
-    pub start_fails: u64,
-    pub bad_revisions: u64,
-    pub store_crashes: u64,
+pub(crate) struct Params {
+    pub(crate) seed: u64,
+    pub(crate) hosts: usize,
+    pub(crate) members: usize,
+    pub(crate) apps: usize,
+    pub(crate) loss: u64,
+    pub(crate) doubled: u64,
+    pub(crate) delay_ms: u64,
+    pub(crate) faults_ms: u64,
+    pub(crate) fault_every_ms: u64,
+    pub(crate) request_every_ms: u64,
+    pub(crate) snapshot_entries: u64,
+    pub(crate) forget_ms: u64,
+    pub(crate) start_ms: u64,
+    pub(crate) start_fails: u64,
+    pub(crate) bad_revisions: u64,
+    pub(crate) store_crashes: u64,
 }
 
 impl Params {
-    pub fn draw(seed: u64, members: Option<usize>) -> Self {
+    pub(crate) fn draw(seed: u64, members: Option<usize>) -> Self {
         let mut dice = Dice::new(seed);
         let d = &mut dice;
         let drawn = if d.percent(35) { 3 } else { 1 };
@@ -162,17 +175,17 @@ impl Params {
 }
 
 /// Who reaches whom, and how badly.
-pub struct Net {
-    pub loss: u64,
-    pub doubled: u64,
-    pub delay_ms: u64,
-    pub bus_up: bool,
+pub(crate) struct Net {
+    pub(crate) loss: u64,
+    pub(crate) doubled: u64,
+    pub(crate) delay_ms: u64,
+    pub(crate) bus_up: bool,
     /// From a host to the bus.
-    pub cut_out: Vec<bool>,
+    pub(crate) cut_out: Vec<bool>,
     /// From the bus to a host.
-    pub cut_in: Vec<bool>,
+    pub(crate) cut_in: Vec<bool>,
     /// A member reaches clients alone.
-    pub isolated: Vec<bool>,
+    pub(crate) isolated: Vec<bool>,
 }
 
 impl Net {
@@ -187,27 +200,27 @@ impl Net {
     }
 }
 
-pub struct Ctx {
-    pub now: u64,
-    pub dice: Dice,
-    pub params: Params,
-    pub net: Net,
-    pub mutation: Option<Mutation>,
+pub(crate) struct Ctx {
+    pub(crate) now: u64,
+    pub(crate) dice: Dice,
+    pub(crate) params: Params,
+    pub(crate) net: Net,
+    pub(crate) mutation: Option<Mutation>,
     /// Whether things may go wrong still.
-    pub faults: bool,
-    pub counts: BTreeMap<&'static str, u64>,
-    pub failure: Option<String>,
-    pub trace: Option<VecDeque<String>>,
-    pub print: bool,
+    pub(crate) faults: bool,
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+    pub(crate) failure: Option<String>,
+    pub(crate) trace: Option<VecDeque<String>>,
+    pub(crate) print: bool,
     /// Of everything that was delivered: equal for equal seeds.
-    pub hash: u64,
-    pub delivered: u64,
+    pub(crate) hash: u64,
+    pub(crate) delivered: u64,
     queue: BinaryHeap<Reverse<Event>>,
     seq: u64,
 }
 
 impl Ctx {
-    pub fn new(params: Params, mutation: Option<Mutation>, trace: bool, print: bool) -> Self {
+    pub(crate) fn new(params: Params, mutation: Option<Mutation>, trace: bool, print: bool) -> Self {
         let net = Net {
             loss: params.loss,
             doubled: params.doubled,
@@ -235,7 +248,7 @@ impl Ctx {
         }
     }
 
-    pub fn send(&mut self, from: Node, to: Node, packet: Packet) {
+    pub(crate) fn send(&mut self, from: Node, to: Node, packet: Packet) {
         let copies = 1 + u64::from(self.dice.percent(self.net.doubled));
         for _ in 0..copies {
             if !self.net.reaches(from, to) || self.dice.percent(self.net.loss) {
@@ -248,12 +261,12 @@ impl Ctx {
         }
     }
 
-    pub fn wake(&mut self, node: Node, boot: u64, after_ms: u64, timer: Timer) {
+    pub(crate) fn wake(&mut self, node: Node, boot: u64, after_ms: u64, timer: Timer) {
         self.push(after_ms, node, boot, What::Timer(timer));
     }
 
     /// The same event again, later: who it is for does nothing now.
-    pub fn postpone(&mut self, event: Event, until: u64) {
+    pub(crate) fn postpone(&mut self, event: Event, until: u64) {
         self.push(until - self.now, event.node, event.boot, event.what);
     }
 
@@ -263,7 +276,7 @@ impl Ctx {
     }
 
     /// The next event that is due by `until`; the clock goes there.
-    pub fn pop(&mut self, until: u64) -> Option<Event> {
+    pub(crate) fn pop(&mut self, until: u64) -> Option<Event> {
         if self.queue.peek().is_none_or(|e| e.0.at > until) {
             self.now = until;
             return None;
@@ -277,11 +290,11 @@ impl Ctx {
         Some(event)
     }
 
-    pub fn count(&mut self, what: &'static str) {
+    pub(crate) fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    pub fn note(&mut self, text: impl FnOnce() -> String) {
+    pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
         let Some(trace) = &mut self.trace else { return };
         let line = format!("{:>7}.{:03} {}", self.now / 1_000, self.now % 1_000, text());
         if self.print {
@@ -294,7 +307,7 @@ impl Ctx {
     }
 
     /// The first thing that is wrong ends the run.
-    pub fn fail(&mut self, what: impl Into<String>) {
+    pub(crate) fn fail(&mut self, what: impl Into<String>) {
         if self.failure.is_none() {
             let what = what.into();
             self.note(|| format!("WRONG: {what}"));
@@ -303,13 +316,13 @@ impl Ctx {
     }
 }
 
-pub fn host_id(number: usize) -> HostId {
+pub(crate) fn host_id(number: usize) -> HostId {
     let id = ulid::Ulid::from(number as u128 + 1).to_string();
     id.parse().expect("a ULID is a host id")
 }
 
 /// The number behind `host_id`.
-pub fn host_number(id: &HostId) -> usize {
+pub(crate) fn host_number(id: &HostId) -> usize {
     let id = ulid::Ulid::from_string(id.as_str()).expect("host ids are ULIDs");
     usize::try_from(u128::from(id)).expect("ids were small") - 1
 }

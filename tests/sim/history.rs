@@ -3,20 +3,20 @@
 
 use crate::ctx::{Ctx, host_number};
 use prost::Message;
-use proto::app::{App, Name};
+use proto::app::{App, Name, Scaler};
 use proto::v1 as pb;
 use proto::v1::command::What;
 use scheduler::state::{State, invariant};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
-pub struct History {
+pub(crate) struct History {
     entries: BTreeMap<u64, Entry>,
-    pub state: State,
+    pub(crate) state: State,
     /// Intent of a client -> times it took effect.
     effects: BTreeMap<usize, u32>,
     /// Committed plans that changed something.
-    pub plans: u64,
+    pub(crate) plans: u64,
 }
 
 struct Entry {
@@ -25,7 +25,7 @@ struct Entry {
 }
 
 /// `c<intent>`, with something behind when a mutation renames it.
-pub fn request_id(intent: usize) -> String {
+pub(crate) fn request_id(intent: usize) -> String {
     format!("c{intent}")
 }
 
@@ -34,12 +34,12 @@ fn intent_of(request_id: &str) -> Option<usize> {
 }
 
 impl History {
-    pub fn last(&self) -> u64 {
+    pub(crate) fn last(&self) -> u64 {
         self.entries.keys().next_back().copied().unwrap_or(0)
     }
 
     /// A member holds `data` to be committed at `index`, and got `outcomes` from its own state.
-    pub fn commit(&mut self, ctx: &mut Ctx, index: u64, data: &[u8], outcomes: &[u8]) {
+    pub(crate) fn commit(&mut self, ctx: &mut Ctx, index: u64, data: &[u8], outcomes: &[u8]) {
         if let Some(known) = self.entries.get(&index) {
             if known.data != data {
                 ctx.fail(format!("two histories at log index {index}"));
@@ -103,8 +103,17 @@ impl History {
         match &command.what {
             Some(What::CommitPlan(plan)) if outcome.error.is_empty() => {
                 self.plans += 1;
-                let revisions = plan.changes.iter().filter(|c| c.replicas == 0).count();
-                (0..revisions).for_each(|_| ctx.count("placement removed"));
+                for finding in invariant::check_planned(&self.state) {
+                    ctx.fail(format!("after a plan: {finding}"));
+                }
+                self.count_replicas(ctx);
+                for change in plan.changes.iter().filter(|c| c.replicas == 0) {
+                    ctx.count("placement removed");
+                    let host = self.state.hosts.get_key_value(change.host.as_str());
+                    if host.is_some_and(|(id, h)| h.draining && !h.lost && self.state.on_host(id).next().is_none()) {
+                        ctx.count("drain finished");
+                    }
+                }
             }
             Some(What::CommitPlan(_)) if outcome.code == "stale" => ctx.count("plan refused as stale"),
             Some(What::CommitPlan(_)) => ctx.fail(format!("the log refused a plan: {}", outcome.error)),
@@ -121,18 +130,35 @@ impl History {
         }
     }
 
+    /// Naively: after a plan, no component has more replicas than it asks for now, but for those that drain.
+    fn count_replicas(&self, ctx: &mut Ctx) {
+        for ((app, component), hosts) in &self.state.placements {
+            let spec = self.state.apps.get(app).filter(|a| !a.deleting).map(|a| a.spec());
+            let Some(Scaler::Spread { replicas, .. }) =
+                spec.and_then(|s| s.components.get(component)).map(|c| &c.scaler)
+            else {
+                continue;
+            };
+            let drains = |id| self.state.hosts.get(id).is_some_and(|h| h.draining);
+            let placed: u32 = hosts.iter().filter(|(id, _)| !drains(*id)).map(|(_, p)| p.replicas).sum();
+            if placed > *replicas {
+                ctx.fail(format!("{app}/{component} has {placed} replicas placed and asks for {replicas}"));
+            }
+        }
+    }
+
     /// Whether this request took effect.
-    pub fn took_effect(&self, intent: usize) -> bool {
+    pub(crate) fn took_effect(&self, intent: usize) -> bool {
         self.effects.contains_key(&intent)
     }
 
     /// A member's state against the one that never saw a snapshot, when both are at the same entry.
-    pub fn compare(&self, ctx: &mut Ctx, member: usize, state: &State) {
+    pub(crate) fn compare(&self, ctx: &mut Ctx, member: usize, state: &State) {
         for finding in invariant::check(state) {
             ctx.fail(format!("member {member}: {finding}"));
         }
         let mut mine = state.clone();
-        // Entries that a new leader begins with count in the log and not here.
+        // What a new leader begins with counts in the log and not here.
         mine.applied = self.state.applied;
         if mine.to_bytes() != self.state.to_bytes() {
             ctx.fail(format!("member {member}: snapshot and tail differ from a full replay at {}", state.applied));
@@ -146,7 +172,7 @@ impl History {
 }
 
 /// Whether one component is the same in both: kind, configuration, links.
-pub fn same_component(one: &App, other: &App, component: &Name) -> bool {
+pub(crate) fn same_component(one: &App, other: &App, component: &Name) -> bool {
     let links = |app: &App| -> Vec<_> { app.links.iter().filter(|l| l.consumer == *component).cloned().collect() };
     match (one.components.get(component), other.components.get(component)) {
         (Some(a), Some(b)) => a.kind == b.kind && a.config == b.config && links(one) == links(other),
@@ -174,9 +200,10 @@ fn told(entry: &pb::Entry, outcomes: &[pb::Outcome]) -> String {
             Some(What::MarkReturned(c)) => format!("{} is back", short(&c.host)),
             Some(What::ForgetHost(c)) => format!("forget {}", short(&c.host)),
             Some(What::CommitPlan(c)) => {
-                let changes = c.changes.iter().map(|c| {
-                    format!("{} {}/{} r{} x{}", short(&c.host), c.app, c.component, c.revision, c.replicas)
-                });
+                let changes = c
+                    .changes
+                    .iter()
+                    .map(|c| format!("{} {}/{} r{} x{}", short(&c.host), c.app, c.component, c.revision, c.replicas));
                 format!("plan on {}: {}", c.based_on, changes.collect::<Vec<_>>().join(", "))
             }
             None => "nothing".into(),
@@ -188,7 +215,7 @@ fn told(entry: &pb::Entry, outcomes: &[pb::Outcome]) -> String {
 }
 
 /// What an app asks for, in a line.
-pub fn scalers(app: &App) -> String {
+pub(crate) fn scalers(app: &App) -> String {
     let one = |(name, c): (&Name, &proto::app::Component)| {
         let (kind, n, spread) = match &c.scaler {
             proto::app::Scaler::Spread { replicas, spread } => ("", replicas, spread),

@@ -6,20 +6,29 @@ use crate::dice::Dice;
 
 /// What the log gives a member to do.
 #[derive(Debug)]
-pub enum Did {
-    Commit { term: u64, index: u64, data: Vec<u8> },
+pub(crate) enum Did {
+    Commit {
+        term: u64,
+        index: u64,
+        data: Vec<u8>,
+    },
     /// The state as of `index` replaces that of the member.
-    Restore { index: u64, state: Vec<u8> },
-    Send { to: usize, bytes: Vec<u8> },
+    Restore {
+        index: u64,
+        state: Vec<u8>,
+    },
+    Send {
+        to: usize,
+        bytes: Vec<u8>,
+    },
 }
 
-pub trait Log {
+pub(crate) trait Log {
     /// A new process reads its disk: index and bytes of its snapshot; empty: none yet.
     fn open(&mut self) -> (u64, Vec<u8>);
     /// The process ends; what was not durable may be gone.
     fn crash(&mut self, dice: &mut Dice, mutation: Option<Mutation>);
     fn leads(&self) -> bool;
-    fn leader(&self) -> Option<usize>;
     fn term(&self) -> u64;
     /// (term, index) that it has if it is ever committed; `None`: does not lead.
     fn propose(&mut self, data: Vec<u8>) -> Option<(u64, u64)>;
@@ -35,7 +44,7 @@ pub trait Log {
 }
 
 /// One scheduler alone.
-pub struct Ordered {
+pub(crate) struct Ordered {
     term: u64,
     snapshot: (u64, Vec<u8>),
     /// Durable, behind the snapshot.
@@ -48,7 +57,7 @@ pub struct Ordered {
 }
 
 impl Ordered {
-    pub fn new(snapshot_entries: u64) -> Self {
+    pub(crate) fn new(snapshot_entries: u64) -> Self {
         Self {
             term: 0,
             snapshot: (0, Vec::new()),
@@ -84,10 +93,6 @@ impl Log for Ordered {
 
     fn leads(&self) -> bool {
         true
-    }
-
-    fn leader(&self) -> Option<usize> {
-        Some(0)
     }
 
     fn term(&self) -> u64 {

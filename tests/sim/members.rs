@@ -22,28 +22,28 @@ const BUSY_MS: u64 = 1_000;
 /// Raft ticks after which a member that leads no more answers who waits.
 const PATIENCE_TICKS: u64 = 40;
 
-pub struct Member {
-    pub number: usize,
-    pub boot: u64,
-    pub up: bool,
+pub(crate) struct Member {
+    pub(crate) number: usize,
+    pub(crate) boot: u64,
+    pub(crate) up: bool,
     log: Box<dyn Log>,
-    pub process: Process,
+    pub(crate) process: Process,
     compared: u64,
 }
 
 /// What a crash ends.
 #[derive(Default)]
-pub struct Process {
+pub(crate) struct Process {
     started_at: u64,
-    pub state: State,
-    pub observed: Observed,
+    pub(crate) state: State,
+    pub(crate) observed: Observed,
     waiting: BTreeMap<u64, (u64, Waiter)>,
     inbox: VecDeque<Inbound>,
     /// The loop waits for its own proposal.
     awaiting: Option<Awaiting>,
     wants_step: bool,
     leading: bool,
-    pub braking: bool,
+    pub(crate) braking: bool,
     busy: BTreeMap<(HostId, Call), Option<u64>>,
     calls: BTreeMap<u64, (HostId, Call, u64)>,
     calls_made: u64,
@@ -86,7 +86,7 @@ enum Back {
 }
 
 impl Member {
-    pub fn new(number: usize, log: Box<dyn Log>) -> Self {
+    pub(crate) fn new(number: usize, log: Box<dyn Log>) -> Self {
         Self { number, boot: 0, up: false, log, process: Process::default(), compared: 0 }
     }
 
@@ -94,24 +94,24 @@ impl Member {
         Node::Member(self.number)
     }
 
-    pub fn leads(&self) -> bool {
+    pub(crate) fn leads(&self) -> bool {
         self.up && self.log.leads()
     }
 
-    pub fn term(&self) -> u64 {
+    pub(crate) fn term(&self) -> u64 {
         self.log.term()
     }
 
     /// This scheduler's own clock.
-    pub fn now_ms(&self, ctx: &Ctx) -> u64 {
+    pub(crate) fn now_ms(&self, ctx: &Ctx) -> u64 {
         ctx.now - self.process.started_at
     }
 
-    pub fn timers(ctx: &Ctx) -> plan::Config {
+    pub(crate) fn timers(ctx: &Ctx) -> plan::Config {
         plan::Config { forget_ms: ctx.params.forget_ms, ..plan::Config::default() }
     }
 
-    pub fn start(&mut self, ctx: &mut Ctx, history: &mut History) {
+    pub(crate) fn start(&mut self, ctx: &mut Ctx, history: &mut History) {
         if self.up {
             return;
         }
@@ -133,7 +133,7 @@ impl Member {
         self.compare(ctx, history);
     }
 
-    pub fn crash(&mut self, ctx: &mut Ctx) {
+    pub(crate) fn crash(&mut self, ctx: &mut Ctx) {
         if self.up {
             self.up = false;
             ctx.note(|| format!("s{} crashes", self.number));
@@ -142,7 +142,7 @@ impl Member {
         }
     }
 
-    pub fn packet(&mut self, ctx: &mut Ctx, history: &mut History, packet: Packet) {
+    pub(crate) fn packet(&mut self, ctx: &mut Ctx, history: &mut History, packet: Packet) {
         match packet {
             Packet::Hello(hello) => self.process.inbox.push_back(Inbound::Hello(hello)),
             Packet::Beat(beat) => {
@@ -160,7 +160,7 @@ impl Member {
         self.turn(ctx, history);
     }
 
-    pub fn timer(&mut self, ctx: &mut Ctx, history: &mut History, timer: Timer) {
+    pub(crate) fn timer(&mut self, ctx: &mut Ctx, history: &mut History, timer: Timer) {
         match timer {
             Timer::Control => {
                 ctx.wake(self.me(), self.boot, TICK_MS, Timer::Control);

@@ -23,7 +23,7 @@ struct Disk {
     entries: Vec<RaftEntry>,
 }
 
-pub struct Quorum {
+pub(crate) struct Quorum {
     id: u64,
     seed: u64,
     disk: Disk,
@@ -35,7 +35,7 @@ pub struct Quorum {
 }
 
 impl Quorum {
-    pub fn new(id: u64, members: usize, seed: u64, snapshot_entries: u64) -> Self {
+    pub(crate) fn new(id: u64, members: usize, seed: u64, snapshot_entries: u64) -> Self {
         let conf = RaftConfState { voters: (1..=members as u64).collect(), ..Default::default() };
         let hard = RaftHardState { term: GENESIS, vote: 0, commit: GENESIS };
         let meta = RaftSnapshotMeta { index: GENESIS, term: GENESIS, conf: Some(conf) };
@@ -124,10 +124,6 @@ impl Log for Quorum {
 
     fn leads(&self) -> bool {
         self.node().role() == Role::Leader
-    }
-
-    fn leader(&self) -> Option<usize> {
-        self.node().leader().map(member)
     }
 
     fn term(&self) -> u64 {

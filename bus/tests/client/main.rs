@@ -474,10 +474,15 @@ async fn closing_ends_what_listens(kind: Kind) {
     let (a, b) = (broker.bus().await, broker.bus().await);
     let mut heard = b.subscribe("a".into()).await.unwrap();
     let serving = b.serve("c".into(), None, 1, |_| async { Ok(Reply::default()) }).await.unwrap();
+    let _stuck = a.serve("stuck".into(), None, 1, |_| std::future::pending()).await.unwrap();
+    let caller = b.clone();
+    let waiting = tokio::spawn(async move { call(&caller, "stuck", b"").await });
     a.publish("a".into(), Bytes::from_static(b"last")).await.unwrap();
     a.close().await;
     assert_eq!(heard.next().await.unwrap().payload, "last");
     timeout(PATIENCE, b.close()).await.unwrap();
+    let waited = timeout(SECOND, waiting).await.unwrap().unwrap();
+    assert!(matches!(waited, Err(Error::Closed | Error::NoResponders { .. })), "{waited:?}");
     assert_eq!(heard.next().await, None);
     assert_eq!(b.publish("a".into(), Bytes::new()).await, Err(Error::Closed));
     assert_eq!(call(&b, "a", b"").await, Err(Error::Closed));

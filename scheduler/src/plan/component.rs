@@ -242,7 +242,10 @@ impl Planned<'_> {
             let before = placed.get(host).copied();
             let revision = match before {
                 Some(p) if p.revision != current => {
-                    let free = self.same_as_current(p.revision) || !self.observed.is_running(host, self.key, p.revision);
+                    // A host that was not heard yet, by a new leader say, may well run it.
+                    let known = columns.hosts[*number].lost || self.observed.is_told(host);
+                    let idle = known && !self.observed.is_running(host, self.key, p.revision);
+                    let free = idle || self.same_as_current(p.revision);
                     if free {
                         current
                     } else if budget > 0 {

@@ -2,6 +2,7 @@
 
 use proto::app::{HostId, Name};
 use proto::v1 as pb;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Items of one inventory that are taken; more is a broken host.
@@ -96,20 +97,30 @@ impl Observed {
     /// Takes a hello: who greets lives. What it runs is in its next heartbeat.
     pub fn hello(&mut self, host: &HostId, hello: &pb::Hello, now_ms: u64) {
         let seen = self.hosts.entry(host.clone()).or_default();
-        if hello.boot > seen.boot {
-            *seen = Seen {
-                at_ms: now_ms,
-                boot: hello.boot.clone(),
-                term: hello.term,
-                generation: hello.generation,
-                ..Seen::default()
-            };
+        match hello.boot.cmp(&seen.boot) {
+            Ordering::Less => {}
+            // Its heartbeats were dropped while it was not registered: they are no measure.
+            Ordering::Equal => seen.at_ms = now_ms,
+            Ordering::Greater => {
+                *seen = Seen {
+                    at_ms: now_ms,
+                    boot: hello.boot.clone(),
+                    term: hello.term,
+                    generation: hello.generation,
+                    ..Seen::default()
+                };
+            }
         }
     }
 
     /// What `host` runs of one component.
     pub fn running(&self, host: &HostId, key: &(Name, Name)) -> &[RunningNow] {
         self.hosts.get(host).and_then(|s| s.running.get(key)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether `host` told what it runs since it started: what it did not name then is not running.
+    pub fn is_told(&self, host: &HostId) -> bool {
+        self.hosts.get(host).is_some_and(|s| s.inventory_version > 0)
     }
 
     /// Whether `host` runs this revision of it now.

@@ -111,6 +111,7 @@ impl Lab {
             let commit = pb::CommitPlan { based_on: plan.based_on, changes: plan.changes.clone() };
             let outcome = self.command(pb::command::What::CommitPlan(commit));
             assert_eq!(outcome.error, "");
+            assert_eq!(invariant::check_planned(&self.state), Vec::<String>::new());
         }
         self.now_ms += 1_000;
         plan
@@ -292,6 +293,23 @@ fn a_new_leader_waits_before_it_calls_a_host_lost() {
 }
 
 #[test]
+fn a_forgotten_host_that_was_only_cut_off_comes_back() {
+    let mut lab = Lab::new(&["", ""]);
+    lab.round();
+    lab.dead.insert(host_id(1));
+    lab.now_ms += 10_000;
+    lab.round();
+    lab.command(pb::command::What::ForgetHost(pb::ForgetHost { host: host_id(1).to_string() }));
+    // The same process greets again a day later.
+    lab.now_ms += Config::default().forget_ms;
+    let boot = ulid::Ulid::from(7u128).to_string();
+    lab.observed.hello(&host_id(1), &pb::Hello { boot, ..Default::default() }, lab.now_ms);
+    lab.join(1, "");
+    lab.beat();
+    assert_eq!(plan(&lab.state, &lab.observed, lab.now_ms, &Config::default()).lost, []);
+}
+
+#[test]
 fn a_drain_moves_replicas_once_their_replacement_runs() {
     let mut lab = Lab::new(&["", ""]);
     lab.apply(&spread(4, &[]));
@@ -346,6 +364,17 @@ fn a_rollout_stops_where_the_new_revision_does_not_run() {
 }
 
 #[test]
+fn a_new_leader_does_not_take_silence_for_idleness() {
+    let mut lab = Lab::new(&["", "", "", ""]);
+    lab.apply(&spread(4, &[]));
+    lab.settle();
+    lab.apply(&app("b", Scaler::Spread { replicas: 4, spread: Vec::new() }));
+    let unheard = Observed { since_ms: lab.now_ms, ..Observed::default() };
+    let plan = plan(&lab.state, &unheard, lab.now_ms, &Config::default());
+    assert_eq!(plan.changes.len(), 1, "four hosts that were not heard yet may well run what is replaced");
+}
+
+#[test]
 fn scaling_alone_restarts_nothing() {
     let mut lab = Lab::new(&["", "", "", ""]);
     lab.apply(&spread(4, &[]));
@@ -381,6 +410,31 @@ fn a_deleted_app_leaves_nothing() {
     lab.command(pb::command::What::DeleteApp(pb::DeleteApp { app: "shop".into(), if_version: 0 }));
     lab.settle();
     assert!(lab.state.apps.is_empty() && lab.state.placements.is_empty());
+}
+
+#[test]
+fn an_app_that_comes_back_uses_no_revision_again() {
+    let mut lab = Lab::new(&[""]);
+    lab.apply(&spread(4, &[]));
+    lab.settle();
+    lab.command(pb::command::What::DeleteApp(pb::DeleteApp { app: "shop".into(), if_version: 0 }));
+    lab.settle();
+    // The host may still run revision 1 of what is gone.
+    assert_eq!(lab.apply(&app("b", Scaler::default())).revision, 2);
+}
+
+#[test]
+fn a_drain_that_is_ended_leaves_no_replica_too_many() {
+    let mut lab = Lab::new(&["", "", ""]);
+    lab.apply(&spread(4, &[]));
+    lab.settle();
+    lab.stuck.insert(host_id(1));
+    for draining in [true, false] {
+        lab.command(pb::command::What::SetCordon(pb::SetCordon { host: "h0".into(), cordoned: draining, draining }));
+        lab.round();
+    }
+    let placed: u32 = lab.state.placements.values().flat_map(|hosts| hosts.values()).map(|p| p.replicas).sum();
+    assert_eq!(placed, 4);
 }
 
 #[test]

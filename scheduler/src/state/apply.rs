@@ -1,7 +1,8 @@
 //! Applying log entries: one function per command. Deterministic; refuses instead of panicking, because what is in
 //! the log was accepted by some leader and must be applied the same way everywhere.
 
-use super::{ANSWERED_MAX, APPS_MAX, AppState, HOSTS_MAX, HostState, Placed, REVISIONS_MAX, Revision, State, Touched};
+use super::{ANSWERED_MAX, APPS_MAX, AppState, HOSTS_MAX, HostState, Placed, RETIRED_MAX, REVISIONS_MAX, Revision};
+use super::{State, Touched};
 use prost::Message;
 use proto::app::{App, HostId, Kind, Name, REPLICAS_MAX, Scaler};
 use proto::v1 as pb;
@@ -151,6 +152,7 @@ impl State {
         let routes_before: Option<Vec<_>> = self.apps.get(&app.name).map(|a| owned_routes(a.spec()));
         let routes_after = owned_routes(&app);
         let name = app.name.clone();
+        let retired = self.retired.iter().position(|(n, _)| *n == name).and_then(|at| self.retired.remove(at));
         let at = self.apps.entry(name.clone()).or_insert_with(|| AppState {
             version: 0,
             current: 0,
@@ -158,7 +160,8 @@ impl State {
             created_ms: now_ms,
             revisions: Default::default(),
         });
-        let revision = at.revisions.keys().next_back().copied().unwrap_or(0) + 1;
+        let before = at.revisions.keys().next_back().copied().or(retired.map(|(_, last)| last));
+        let revision = before.unwrap_or(0) + 1;
         at.revisions.insert(revision, Revision { created_ms: now_ms, cause: cause.to_owned(), spec: Arc::new(app) });
         at.current = revision;
         at.version = index;
@@ -207,7 +210,9 @@ impl State {
     fn drop_if_empty(&mut self, name: &Name, touched: &mut BTreeSet<Touched>) -> bool {
         let gone = self.apps.get(name).is_some_and(|a| a.deleting) && self.placed_revisions(name).is_empty();
         if gone {
-            self.apps.remove(name);
+            if let Some((last, _)) = self.apps.remove(name).and_then(|app| app.revisions.into_iter().next_back()) {
+                self.retire(name.clone(), last);
+            }
             touched.remove(&Touched::App(name.clone()));
             touched.insert(Touched::AppGone(name.clone()));
         }
@@ -458,6 +463,13 @@ impl State {
         for host in self.hosts.values_mut().filter(|h| !h.hello.ingress.is_empty()) {
             host.generation = index;
         }
+    }
+
+    pub(super) fn retire(&mut self, name: Name, revision: u64) {
+        if self.retired.len() >= RETIRED_MAX {
+            self.retired.pop_front();
+        }
+        self.retired.push_back((name, revision));
     }
 
     pub(super) fn remember(&mut self, request_id: String, outcome: pb::Outcome) {

@@ -1,23 +1,33 @@
-//! What must hold in every state, checked apart from the code that makes it so. Used by the simulation after every
-//! step and by tests; each finding is one sentence.
+//! What must hold in every state, and what must hold after every plan, checked apart from the code that makes it so.
+//! Used by the simulation after every step and by tests; each finding is one sentence.
 
-use super::{ANSWERED_MAX, APPS_MAX, HOSTS_MAX, State};
+use super::{ANSWERED_MAX, APPS_MAX, HOSTS_MAX, RETIRED_MAX, State};
 use proto::app::Scaler;
 use std::collections::BTreeMap;
 
-/// Findings; empty when all is well.
+/// Findings in any state; empty when all is well.
 pub fn check(state: &State) -> Vec<String> {
     let mut found = Vec::new();
     check_bounds(state, &mut found);
     check_references(state, &mut found);
-    check_counts(state, &mut found);
     check_routes(state, &mut found);
+    found
+}
+
+/// Findings in a state that a plan has just made. Before the next plan, a host whose drain was ended may still hold
+/// what was replaced meanwhile.
+pub fn check_planned(state: &State) -> Vec<String> {
+    let mut found = check(state);
+    check_counts(state, &mut found);
     found
 }
 
 fn check_bounds(state: &State, found: &mut Vec<String>) {
     if state.apps.len() > APPS_MAX || state.hosts.len() > HOSTS_MAX || state.answered.len() > ANSWERED_MAX {
         found.push(format!("bounds: {} apps, {} hosts, {} answers", state.apps.len(), state.hosts.len(), state.answered.len()));
+    }
+    if state.retired.len() > RETIRED_MAX || state.retired.iter().any(|(name, _)| state.apps.contains_key(name)) {
+        found.push(format!("{} apps that are gone, or one of them is not", state.retired.len()));
     }
     if state.answered.len() != state.answered_order.len() {
         found.push("answers and their order differ in number".into());

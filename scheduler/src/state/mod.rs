@@ -22,6 +22,8 @@ pub const VERSION: u32 = 1;
 pub const REVISIONS_MAX: usize = 10;
 /// Request ids remembered, so that a retried write is applied once.
 pub const ANSWERED_MAX: usize = 10_000;
+/// Apps that are gone whose last revision is remembered.
+pub const RETIRED_MAX: usize = 10_000;
 /// Apps in one lattice.
 pub const APPS_MAX: usize = 100_000;
 /// Hosts in one lattice.
@@ -42,6 +44,9 @@ pub struct State {
     by_host: BTreeMap<HostId, BTreeSet<(Name, Name)>>,
     answered: BTreeMap<String, pb::Outcome>,
     answered_order: VecDeque<String>,
+    /// Apps that are gone, oldest first, with their last revision. A number is never used twice: a host that still
+    /// runs revision 1 of the old app would take it for revision 1 of the new one.
+    retired: VecDeque<(Name, u64)>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

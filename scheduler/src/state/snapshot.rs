@@ -51,6 +51,11 @@ impl State {
                     Some(pb::Answered { request_id: id.clone(), outcome })
                 })
                 .collect(),
+            retired: self
+                .retired
+                .iter()
+                .map(|(name, revision)| pb::Retired { name: name.to_string(), revision: *revision })
+                .collect(),
         }
     }
 
@@ -95,6 +100,9 @@ impl State {
             let outcome = pb::Outcome::decode(answered.outcome.as_slice())
                 .map_err(|e| Corrupt(format!("answer to {}: {e}", answered.request_id)))?;
             state.remember(answered.request_id, outcome);
+        }
+        for retired in snapshot.retired {
+            state.retire(noun(&retired.name)?, retired.revision);
         }
         Ok(state)
     }

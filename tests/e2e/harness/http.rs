@@ -81,6 +81,12 @@ pub(crate) fn get_host(at: SocketAddr, host: &str, target: &str) -> Response {
     request.send().unwrap_or_else(|e| panic!("GET {host}{target} at {at}: {e}"))
 }
 
+/// Whether the app with this host name answers 200, and soon: a request may have gone to a host that is no more.
+pub(crate) fn answers(at: SocketAddr, host: &str) -> Option<Response> {
+    let request = Request { host, deadline: Duration::from_secs(1), ..Request::get(at, "/") };
+    request.send().ok().filter(|response| response.status == 200)
+}
+
 fn read_all(mut stream: &TcpStream, end: Instant) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut piece = [0; 65_536];

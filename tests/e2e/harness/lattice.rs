@@ -47,11 +47,6 @@ impl Cli {
         assert_eq!(self.code, 0, "{self:#?}");
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:#?}"))
     }
-
-    /// All it said, in lower case.
-    pub(crate) fn said(&self) -> String {
-        format!("{}{}", self.stdout, self.stderr).to_lowercase()
-    }
 }
 
 impl Lattice {
@@ -173,6 +168,12 @@ impl Lattice {
         host.process.take().expect("a host that is its own process and runs").interrupt();
     }
 
+    /// A host that is a process of its own.
+    pub(crate) fn process(&mut self, name: &str) -> &mut Process {
+        let host = self.hosts.get_mut(name).unwrap();
+        host.process.as_mut().expect("a host that is its own process and runs")
+    }
+
     /// `kill -9` of what holds the lattice together: bus, scheduler and host "a".
     pub(crate) fn kill_main(&mut self) {
         if self.broker == Broker::Nats {
@@ -195,9 +196,13 @@ impl Lattice {
         }
     }
 
-    /// Names of the hosts that are processes of their own.
-    pub(crate) fn joined(&self) -> Vec<String> {
-        self.hosts.iter().filter(|(_, h)| h.process.is_some()).map(|(n, _)| n.clone()).collect()
+    /// `kill -9` of the scheduler alone, and its start on the same data; on the embedded broker that is `up`.
+    pub(crate) fn restart_scheduler(&mut self) {
+        self.main.take().expect("it runs").kill();
+        match self.broker {
+            Broker::Embedded => self.start_up(),
+            Broker::Nats => self.start_scheduler(),
+        }
     }
 
     /// Every process that was started and not ended here lives.
@@ -234,6 +239,11 @@ impl Lattice {
         let cli = self.cli(args);
         assert_eq!(cli.code, 0, "lattice {}: {cli:#?}", args.join(" "));
         cli.stdout
+    }
+
+    /// A command that goes on until it is dropped; `name` is that of its files.
+    pub(crate) fn background(&self, name: &str, args: &[&str]) -> Process {
+        Process::spawn(name, self.dir(), &mut self.command(args))
     }
 
     /// Applies a manifest and waits until it runs.
@@ -320,7 +330,7 @@ impl Drop for Lattice {
 }
 
 /// What the machine's user has set must not change a test.
-fn clean(command: &mut Command) -> &mut Command {
+pub(crate) fn clean(command: &mut Command) -> &mut Command {
     for name in ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_LOG", "LATTICE_NATS_TOKEN"] {
         command.env_remove(name);
     }

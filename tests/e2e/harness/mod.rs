@@ -8,8 +8,9 @@ pub(crate) mod load;
 pub(crate) mod manifests;
 mod process;
 
-pub(crate) use broker::{Broker, NatsServer};
-pub(crate) use lattice::{Cli, Lattice};
+pub(crate) use broker::Broker;
+pub(crate) use lattice::{Lattice, PROGRAM, clean};
+pub(crate) use process::Process;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -50,6 +51,12 @@ pub(crate) fn run(name: &str, broker: Broker, scenario: fn(Broker)) {
     let begun = Instant::now();
     scenario(broker);
     eprintln!("{name} on {broker:?}: {:.1} s", begun.elapsed().as_secs_f64());
+}
+
+/// Runs what needs no bus when its turn has come.
+pub(crate) fn alone(scenario: fn()) {
+    let _turn = Turn::take();
+    scenario();
 }
 
 /// Makes two tests of each scenario: one on the embedded broker, one on nats-server.

@@ -55,6 +55,11 @@ impl Process {
         }
     }
 
+    /// All of its log, of earlier starts too.
+    pub(crate) fn stderr(&self) -> String {
+        fs::read_to_string(&self.err).unwrap()
+    }
+
     /// What it printed since this start.
     pub(crate) fn stdout(&self) -> String {
         let mut text = String::new();
@@ -95,27 +100,40 @@ impl Process {
         assert!(status.success(), "{} ended with {status} after SIGINT", self.name);
     }
 
+    /// Not a step further, until `resume`.
+    pub(crate) fn pause(&mut self) {
+        self.signal("STOP");
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.signal("CONT");
+    }
+
     fn signal(&mut self, signal: &str) {
         self.assert_alive();
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
     }
 
-    fn show(&self) {
+    /// The end of its output, in one piece: other tests print at the same time.
+    fn shown(&self) -> String {
+        let mut shown = String::new();
         for path in [&self.out, &self.err] {
             let text = fs::read_to_string(path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            let from = lines.len().saturating_sub(TAIL);
-            eprintln!("--- {} (last {} of {} lines)", path.display(), lines.len() - from, lines.len());
-            lines[from..].iter().for_each(|line| eprintln!("{line}"));
+            let tail = &lines[lines.len().saturating_sub(TAIL)..];
+            shown += &format!("--- {} (last {} of {} lines)\n", path.display(), tail.len(), lines.len());
+            shown += &tail.join("\n");
+            shown += "\n";
         }
+        shown
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.show();
+            eprint!("{}", self.shown());
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
