@@ -39,7 +39,7 @@ pub(crate) struct GetArgs {
     /// What to list
     #[arg(value_enum)]
     kind: Kind,
-    /// Only those of this name (an app, APP/ACTOR, a host's name or id)
+    /// Only those of this name: an app (with all of its actors, links, revisions), APP/ACTOR, a host's name or id
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Only what belongs to this app

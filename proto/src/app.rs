@@ -250,6 +250,9 @@ pub struct Spread {
     pub weight: u32,
 }
 
+/// Shares of one scaler.
+pub const SPREADS_MAX: usize = 64;
+
 pub const SPREAD_WEIGHT_DEFAULT: u32 = 100;
 
 /// Facts that requirements may name as if they were labels, beside wasmCloud's `hostcore.arch`, `hostcore.os`,

@@ -51,6 +51,8 @@ pub struct Scheduler {
     shared: Shared,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    /// Turns true when the control loop broke.
+    broken: watch::Sender<bool>,
 }
 
 impl Scheduler {
@@ -75,9 +77,10 @@ impl Scheduler {
         let (stop, stopped) = watch::channel(false);
         let (addr, serving) = api::bind(&config.api, shared.clone(), artifacts.clone(), stopped.clone()).await?;
         let mut tasks = vec![tokio::spawn(serving)];
-        tasks.push(tokio::spawn(observe(shared.clone(), stopped.clone())));
+        let (broken, _) = watch::channel(false);
+        tasks.push(tokio::spawn(watched(observe(shared.clone(), stopped.clone()), broken.clone())));
         tasks.push(tokio::spawn(sweep(shared.clone(), artifacts, stopped)));
-        Ok(Self { addr, shared, stop, tasks })
+        Ok(Self { addr, shared, stop, tasks, broken })
     }
 
     /// Where the API listens.
@@ -85,10 +88,16 @@ impl Scheduler {
         self.addr
     }
 
-    /// Resolves when the log's loop has ended, whoever ended it.
+    /// Resolves when the log's loop has ended, whoever ended it, or the control loop broke: nothing would be planned.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut status = self.shared.raft.status();
-        async move { while status.changed().await.is_ok() {} }
+        let (mut status, mut broken) = (self.shared.raft.status(), self.broken.subscribe());
+        async move {
+            let log = async { while status.changed().await.is_ok() {} };
+            tokio::select! {
+                () = log => {}
+                _ = broken.wait_for(|b| *b) => {}
+            }
+        }
     }
 
     /// Ends it: the log is closed when this returns.
@@ -102,6 +111,27 @@ impl Scheduler {
             }
         }
         self.shared.raft.shutdown().await;
+    }
+}
+
+/// Runs a task on its own and says when it panicked.
+async fn watched(task: impl Future<Output = ()> + Send + 'static, broken: watch::Sender<bool>) {
+    let running = tokio::spawn(task);
+    let stop = running.abort_handle();
+    let _stop_with_this = AbortOnDrop(stop);
+    if let Err(error) = running.await
+        && error.is_panic()
+    {
+        tracing::error!("the control loop broke; this scheduler ends, and goes on from its log when started again");
+        broken.send_replace(true);
+    }
+}
+
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -72,10 +72,13 @@ impl View<'_> {
             let Some(record) = self.state.hosts.get(host) else { continue };
             if record.lost {
                 let host = &record.hello.name;
-                tally.waiting = Some(format!(
-                    "{component}: {} replicas are on host {host}, which is lost; start it again or add a host that fits",
-                    placed.replicas
-                ));
+                let step = match spec.kind {
+                    Kind::Actor(_) => "start it again, or add a host that fits",
+                    Kind::Provider(_) => "its data is there: start it again",
+                };
+                let n = placed.replicas;
+                let are = if n == 1 { "1 replica is" } else { &format!("{n} replicas are") };
+                tally.waiting = Some(format!("{component}: {are} on host {host}, which is lost; {step}"));
                 continue;
             }
             for now in self.observed.running(host, &key) {

@@ -65,7 +65,7 @@ impl Row for Actor {
         format!("actor/{}/{}", self.app, self.actor)
     }
     fn is_called(&self, name: &str) -> bool {
-        name == self.actor || name == format!("{}/{}", self.app, self.actor) || name == self.name()
+        name == self.app || name == format!("{}/{}", self.app, self.actor) || name == self.name()
     }
     fn cells(&self, _: u64) -> Vec<Cell> {
         vec![
@@ -133,7 +133,7 @@ impl Row for Link {
         format!("link/{}/{}/{}/{}", self.app, self.consumer, self.interface, self.name)
     }
     fn is_called(&self, name: &str) -> bool {
-        name == self.consumer || name == format!("{}/{}", self.app, self.consumer) || name == self.name()
+        name == self.app || name == format!("{}/{}", self.app, self.consumer) || name == self.name()
     }
     fn cells(&self, _: u64) -> Vec<Cell> {
         vec![

@@ -146,6 +146,7 @@ pub(crate) struct Params {
     pub(crate) start_fails: u64,
     pub(crate) bad_revisions: u64,
     pub(crate) store_crashes: u64,
+    pub(crate) dispatch_crashes: u64,
 }
 
 impl Params {
@@ -170,6 +171,7 @@ impl Params {
             start_fails: *d.pick(&[0, 5, 30]),
             bad_revisions: *d.pick(&[0, 5, 25]),
             store_crashes: *d.pick(&[0, 2, 8]),
+            dispatch_crashes: *d.pick(&[0, 1, 4]),
         }
     }
 }
@@ -248,7 +250,9 @@ impl Ctx {
         }
     }
 
-    pub(crate) fn send(&mut self, from: Node, to: Node, packet: Packet) {
+    /// Gives whether it is under way at all, which some transports know.
+    pub(crate) fn send(&mut self, from: Node, to: Node, packet: Packet) -> bool {
+        let mut sent = false;
         let copies = 1 + u64::from(self.dice.percent(self.net.doubled));
         for _ in 0..copies {
             if !self.net.reaches(from, to) || self.dice.percent(self.net.loss) {
@@ -258,7 +262,9 @@ impl Ctx {
             let slow = self.dice.percent(20);
             let delay = 1 + self.dice.below(if slow { self.net.delay_ms } else { self.net.delay_ms.min(30) });
             self.push(delay, to, 0, What::Packet(packet.clone()));
+            sent = true;
         }
+        sent
     }
 
     pub(crate) fn wake(&mut self, node: Node, boot: u64, after_ms: u64, timer: Timer) {

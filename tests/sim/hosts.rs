@@ -238,6 +238,9 @@ impl Host {
             }
             Verdict::Refuse(why) => {
                 ctx.count("stale assignment refused");
+                if got.0 > have.0 {
+                    ctx.count("assignment of a leader that lags refused");
+                }
                 why
             }
             Verdict::Accept => {

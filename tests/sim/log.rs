@@ -36,6 +36,8 @@ pub(crate) trait Log {
     fn flush(&mut self);
     fn tick(&mut self);
     fn step(&mut self, bytes: &[u8]);
+    /// A message to this member was lost.
+    fn unreachable(&mut self, member: usize);
     /// What is to be done now. Called until it gives nothing.
     fn work(&mut self) -> Vec<Did>;
     fn snapshot_due(&self) -> bool;
@@ -112,6 +114,8 @@ impl Log for Ordered {
     fn tick(&mut self) {}
 
     fn step(&mut self, _bytes: &[u8]) {}
+
+    fn unreachable(&mut self, _member: usize) {}
 
     fn work(&mut self) -> Vec<Did> {
         let skip = usize::try_from(self.given - self.snapshot.0).expect("entries are few");

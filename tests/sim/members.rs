@@ -28,6 +28,8 @@ pub(crate) struct Member {
     pub(crate) up: bool,
     log: Box<dyn Log>,
     pub(crate) process: Process,
+    /// The power goes when this event is done.
+    pub(crate) doomed: bool,
     compared: u64,
 }
 
@@ -87,7 +89,7 @@ enum Back {
 
 impl Member {
     pub(crate) fn new(number: usize, log: Box<dyn Log>) -> Self {
-        Self { number, boot: 0, up: false, log, process: Process::default(), compared: 0 }
+        Self { number, boot: 0, up: false, log, process: Process::default(), doomed: false, compared: 0 }
     }
 
     fn me(&self) -> Node {
@@ -134,6 +136,7 @@ impl Member {
     }
 
     pub(crate) fn crash(&mut self, ctx: &mut Ctx) {
+        self.doomed = false;
         if self.up {
             self.up = false;
             ctx.note(|| format!("s{} crashes", self.number));
@@ -185,6 +188,8 @@ impl Member {
             for one in did {
                 self.did(ctx, history, one);
             }
+            // Whoever takes office looks around at once, though its state may be behind its log.
+            self.process.wants_step |= self.log.leads() != self.process.leading;
             let moved = self.pump(ctx);
             if idle && !moved {
                 break;
@@ -215,7 +220,11 @@ impl Member {
 
     fn did(&mut self, ctx: &mut Ctx, history: &mut History, did: Did) {
         match did {
-            Did::Send { to, bytes } => ctx.send(self.me(), Node::Member(to), Packet::Raft(bytes)),
+            Did::Send { to, bytes } => {
+                if !ctx.send(self.me(), Node::Member(to), Packet::Raft(bytes)) {
+                    self.log.unreachable(to);
+                }
+            }
             Did::Restore { index, state } => {
                 ctx.count("snapshot of the leader taken over");
                 self.restore(ctx, history, index, &state);
@@ -301,7 +310,8 @@ impl Member {
             let entry = pb::Entry { version: state::VERSION, time_ms: 0, commands: vec![command.clone()] };
             let outcome = trial.apply(trial.applied + 1, &entry, &mut BTreeSet::new()).swap_remove(0);
             if !outcome.error.is_empty() {
-                return ctx.send(me, Node::Client, Packet::Response { intent, outcome: Some(outcome) });
+                ctx.send(me, Node::Client, Packet::Response { intent, outcome: Some(outcome) });
+                return;
             }
         }
         if self.propose(ctx, vec![command], Waiter::Client(intent)).is_err() {
@@ -429,6 +439,10 @@ impl Member {
             .map(|(id, _)| id.clone())
             .take(CALLS_MAX)
             .collect();
+        if !due.is_empty() && ctx.faults && ctx.dice.percent(ctx.params.dispatch_crashes) {
+            ctx.count("crash while dispatching");
+            self.doomed = true;
+        }
         for id in due {
             let Some(mut assignment) = self.process.state.assignment(LATTICE, &id, term) else { continue };
             assignment.beat_ms = BEAT_MS;

@@ -145,6 +145,10 @@ impl Log for Quorum {
         let _ = self.node_mut().step(bytes);
     }
 
+    fn unreachable(&mut self, member: usize) {
+        self.node_mut().unreachable(member as u64 + 1);
+    }
+
     fn work(&mut self) -> Vec<Did> {
         let mut did = Vec::new();
         while let Some(work) = self.node_mut().ready().expect("the machine goes on") {

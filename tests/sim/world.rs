@@ -135,6 +135,9 @@ impl World {
             }
             What::Timer(timer) => member.timer(ctx, &mut self.history, timer),
         }
+        if member.doomed {
+            self.crash_member(number);
+        }
     }
 
     fn next_fault(&mut self) {
@@ -166,9 +169,7 @@ impl World {
             }),
             70..88 => {
                 let number = self.ctx.dice.index(self.members.len());
-                self.members[number].crash(&mut self.ctx);
-                let down = self.ctx.dice.between(200, 12_000);
-                self.ctx.wake(Node::Member(number), 0, down, Timer::Restart);
+                self.crash_member(number);
             }
             _ => {
                 let number = self.ctx.dice.index(self.members.len());
@@ -191,6 +192,12 @@ impl World {
         }
         let down = ctx.dice.between(200, most_ms);
         ctx.wake(Node::Host(number), 0, down, Timer::Restart);
+    }
+
+    fn crash_member(&mut self, number: usize) {
+        self.members[number].crash(&mut self.ctx);
+        let down = self.ctx.dice.between(200, 12_000);
+        self.ctx.wake(Node::Member(number), 0, down, Timer::Restart);
     }
 
     fn cut_host(&mut self, number: usize) {
@@ -239,8 +246,11 @@ impl World {
         if self.ctx.failure.is_some() {
             return;
         }
-        self.ctx.note(|| "healed".into());
         self.ctx.faults = false;
+        // Who pauses still, wakes first.
+        let paused = self.hosts.iter().map(|h| h.paused_until).max().unwrap_or(0);
+        self.advance(paused.saturating_sub(self.ctx.now));
+        self.ctx.note(|| "healed".into());
         (self.ctx.net.loss, self.ctx.net.doubled, self.ctx.net.delay_ms) = (0, 0, 20);
         self.ctx.net.isolated.fill(false);
         for number in 0..self.members.len() {
@@ -248,7 +258,6 @@ impl World {
         }
         for number in 0..self.hosts.len() {
             let dead = self.dead.iter().filter(|d| **d).count();
-            self.hosts[number].paused_until = 0;
             self.undo(Undo::Host(number));
             if !self.hosts[number].up && dead < DEAD_MAX && self.ctx.dice.percent(40) {
                 self.dead[number] = true;
@@ -292,7 +301,11 @@ impl World {
         let mut rested = Err("it was not looked at".to_owned());
         while rested.is_err() && self.ctx.now < from + REST_MS && self.ctx.failure.is_none() {
             self.advance(500);
-            rested = settled::check(&self.ctx, &self.members, &self.hosts);
+            let now = settled::check(&self.ctx, &self.members, &self.hosts);
+            if now != rested {
+                self.ctx.note(|| format!("at rest: {now:?}"));
+            }
+            rested = now;
         }
         if let Err(why) = rested {
             return self.ctx.fail(format!("not at rest after {REST_MS} ms: {why}"));

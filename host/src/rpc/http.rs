@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// What an actor exports to answer HTTP, and the last part of its subject.
 pub const HTTP_INTERFACE: &str = "wasi:http/incoming-handler";
 
-/// How long a request waits for an actor that no host offers at the moment.
+/// How long a request waits for an actor that no host offers at the moment, or for a bus that is away.
 const MOVE_WAIT: Duration = Duration::from_secs(1);
 const MOVE_POLL: Duration = Duration::from_millis(50);
 
@@ -36,6 +36,13 @@ impl RemoteHttp {
     async fn call_when_placed(&self, subject: String, message: Bytes, end: Instant) -> Result<Reply, bus::Error> {
         let give_up = Instant::now() + MOVE_WAIT;
         loop {
+            if !self.bus.connection().borrow().up {
+                if Instant::now() >= give_up.min(end) {
+                    return Err(bus::Error::Disconnected);
+                }
+                tokio::time::sleep(MOVE_POLL).await;
+                continue;
+            }
             let left = end.saturating_duration_since(Instant::now());
             let reply = self.bus.call(subject.clone(), Headers::new(), message.clone(), left).await;
             match reply {

@@ -2,7 +2,7 @@
 
 use super::reader::{Cursor, Fields, Reader, shown};
 use super::{Place, ROUTES_MAX};
-use crate::app::{Folder, Grants, IngressRoute, Limits, REPLICAS_MAX, SPREAD_WEIGHT_DEFAULT, Scaler, Spread};
+use crate::app::{Folder, Grants, IngressRoute, Limits, REPLICAS_MAX, SPREAD_WEIGHT_DEFAULT, SPREADS_MAX, Scaler, Spread};
 use std::collections::{BTreeMap, BTreeSet};
 
 const MEMORY_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=4 * 1024 * 1024 * 1024;
@@ -35,6 +35,11 @@ pub(super) fn scaler(kind: ScalerKind, at: &Cursor<'_>, reader: &mut Reader) -> 
     };
     let spread_at = fields.optional("spread");
     let items = spread_at.as_ref().map(|at| reader.list(at, "spreads")).unwrap_or_default();
+    if let (true, Some(at)) = (items.len() > SPREADS_MAX, &spread_at) {
+        let message = format!("{} spreads; a scaler has at most {SPREADS_MAX}", items.len());
+        reader.report(&at.place(), &message, "merge those with the same requirements");
+        return None;
+    }
     let spread: Vec<Option<Spread>> = items.iter().map(|item| one_spread(item, reader)).collect();
     let spread: Option<Vec<Spread>> = spread.into_iter().collect();
     let (replicas, spread) = (u32::try_from(count?).ok()?, spread?);

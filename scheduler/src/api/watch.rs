@@ -48,6 +48,12 @@ impl Watcher {
         if after == 0 {
             return Ok(());
         }
+        let applied = self.shared.replica.read().applied;
+        if after > applied {
+            return Err(Status::out_of_range(format!(
+                "index {after} is not there yet (the newest is {applied}); list again and watch from the list's index"
+            )));
+        }
         let Some(touched) = self.shared.replica.touched_after(after) else {
             let compacted = self.shared.replica.compacted();
             return Err(Status::out_of_range(format!(

@@ -6,7 +6,7 @@ use super::observed::Observed;
 use super::spread::{attribute, daemon_target, shares};
 use super::{Plan, Unplaced};
 use crate::state::{AppState, Placed, State};
-use proto::app::{App, Component, HostId, Kind, Name, Scaler, Spread};
+use proto::app::{App, Component, HostId, Kind, Name, SPREADS_MAX, Scaler, Spread};
 use proto::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -129,7 +129,9 @@ impl Planned<'_> {
             need
         };
         let mask = |number: usize| {
-            fits.iter().enumerate().filter(|(_, f)| f[number]).fold(0u64, |bits, (i, _)| bits | 1 << i)
+            // A log of an older build may hold more shares than there are bits: those beyond get nothing.
+            let met = fits.iter().take(SPREADS_MAX).enumerate().filter(|(_, f)| f[number]);
+            met.fold(0u64, |bits, (i, _)| bits | 1 << i)
         };
         let sticky = matches!(self.spec.kind, Kind::Provider(_));
         let mut kept = Groups::default();
@@ -174,12 +176,13 @@ impl Planned<'_> {
         columns: &mut Columns<'_>,
         plan: &mut Plan,
     ) -> Vec<u64> {
+        let home = self.state.homes.get(self.key);
         for (share, _) in shares {
             if open[*share] == 0 {
                 continue;
             }
             let rooms: Vec<Room> = (0..columns.ids.len())
-                .filter(|n| fits[*share][*n] && columns.hosts[*n].takes_new())
+                .filter(|n| fits[*share][*n] && columns.hosts[*n].takes_new() && home.is_none_or(|h| h == columns.ids[*n]))
                 .map(|host| Room {
                     host,
                     count: want.get(&host).copied().unwrap_or(0),
@@ -187,7 +190,7 @@ impl Planned<'_> {
                 })
                 .collect();
             if rooms.is_empty() {
-                plan.unplaced.push(self.unplaced(*share, open[*share]));
+                plan.unplaced.push(self.unplaced(*share, open[*share], home));
                 continue;
             }
             for (host, n) in fill(open[*share], rooms) {
@@ -199,7 +202,15 @@ impl Planned<'_> {
         open
     }
 
-    fn unplaced(&self, share: usize, missing: u64) -> Unplaced {
+    fn unplaced(&self, share: usize, missing: u64, home: Option<&HostId>) -> Unplaced {
+        if let Some(record) = home.and_then(|h| self.state.hosts.get(h)) {
+            let why = format!(
+                "its data is on host {}, which is lost, cordoned or no longer fits; bring it back, or delete the app to begin \
+                 with an empty store",
+                record.hello.name
+            );
+            return Unplaced { app: self.key.0.clone(), component: self.key.1.clone(), missing, why };
+        }
         let requirements = match &self.spec.scaler {
             Scaler::Spread { spread, .. } | Scaler::Daemon { spread, .. } => spread.get(share).map(|s| &s.requirements),
         };

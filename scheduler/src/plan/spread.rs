@@ -31,7 +31,8 @@ pub(super) fn shares(replicas: u32, spread: &[Spread]) -> Vec<(usize, u64)> {
 
 /// wadm's daemonscaler: `replicas` for each share whose requirements the host meets.
 pub fn daemon_target(replicas: u32, shares_met: usize) -> u64 {
-    u64::from(replicas) * shares_met as u64
+    // Nobody asks for more on one host than for one component in all.
+    (u64::from(replicas) * shares_met as u64).min(u64::from(proto::app::REPLICAS_MAX))
 }
 
 /// Distributes what is there (`supply`: a set of shares that it can count for, as bits, and a number) over the
@@ -58,7 +59,7 @@ fn augment(supply: &[(u64, u64)], flow: &[Vec<u64>], open: &[u64], from: usize) 
     let mut seen = vec![false; open.len()];
     let mut at = 0;
     let reach = |supply_at: usize, before: Option<usize>, seen: &mut Vec<bool>, steps: &mut Vec<_>| {
-        for share in 0..open.len() {
+        for share in 0..open.len().min(64) {
             if supply[supply_at].0 & (1 << share) != 0 && !seen[share] {
                 seen[share] = true;
                 steps.push((supply_at, share, before));

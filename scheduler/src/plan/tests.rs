@@ -403,6 +403,43 @@ fn a_provider_waits_for_its_host() {
 }
 
 #[test]
+fn a_store_comes_back_to_its_data_or_waits() {
+    let mut lab = Lab::new(&["", ""]);
+    let provider = Provider { image: "builtin:keyvalue".into(), builtin: proto::app::Builtin::Keyvalue };
+    let store = |scaler| Component { kind: Kind::Provider(provider.clone()), scaler, config: BTreeMap::new() };
+    let mut app = spread(3, &[]);
+    let mut with = |scaler| {
+        app.components.insert("store".parse().unwrap(), store(scaler));
+        app.clone()
+    };
+    let one = Scaler::Spread { replicas: 1, spread: Vec::new() };
+    lab.apply(&with(one.clone()));
+    lab.settle();
+    assert_eq!(lab.placed("store"), "h1:1");
+    lab.apply(&with(Scaler::Spread { replicas: 0, spread: Vec::new() }));
+    lab.settle();
+    assert_eq!(lab.placed("store"), "");
+    // The other host is the less busy one now, and has no data.
+    lab.command(pb::command::What::SetCordon(pb::SetCordon { host: "h1".into(), cordoned: true, draining: false }));
+    lab.apply(&with(one));
+    let plan = lab.round();
+    assert!(plan.unplaced[0].why.contains("its data is on host h1"), "{:?}", plan.unplaced);
+    lab.command(pb::command::What::SetCordon(pb::SetCordon { host: "h1".into(), cordoned: false, draining: false }));
+    lab.settle();
+    assert_eq!(lab.placed("store"), "h1:1");
+}
+
+#[test]
+fn more_shares_than_bits_stop_nobody() {
+    let mut lab = Lab::new(&["", ""]);
+    let outcome = lab.apply(&spread(70, &vec![share(1, ""); 70]));
+    assert!(outcome.error.contains("more than 64 spreads"), "{outcome:?}");
+    lab.apply(&app("a", Scaler::Daemon { replicas: 1_000_000, spread: vec![share(1, ""); 64] }));
+    lab.settle();
+    assert_eq!(lab.placed("cart"), "h0:1000000 h1:1000000");
+}
+
+#[test]
 fn a_deleted_app_leaves_nothing() {
     let mut lab = Lab::new(&["", ""]);
     lab.apply(&spread(4, &[]));

@@ -4,7 +4,7 @@
 use super::{ANSWERED_MAX, APPS_MAX, AppState, HOSTS_MAX, HostState, Placed, RETIRED_MAX, REVISIONS_MAX, Revision};
 use super::{State, Touched};
 use prost::Message;
-use proto::app::{App, HostId, Kind, Name, REPLICAS_MAX, Scaler};
+use proto::app::{App, HostId, Kind, Name, REPLICAS_MAX, SPREADS_MAX, Scaler};
 use proto::v1 as pb;
 use proto::v1::command::What;
 use std::collections::BTreeSet;
@@ -101,6 +101,9 @@ impl State {
             Err(e) => return refuse("invalid", format!("the app does not decode: {e}")),
         };
         let name = app.name.clone();
+        if let Some(problem) = too_many_spreads(&app) {
+            return refuse("invalid", problem);
+        }
         if let Some(at) = self.apps.get(&name) {
             if at.deleting {
                 return refuse("conflict", format!("app {name:?} is being deleted; apply it again when it is gone", name = name.as_str()));
@@ -210,6 +213,7 @@ impl State {
     fn drop_if_empty(&mut self, name: &Name, touched: &mut BTreeSet<Touched>) -> bool {
         let gone = self.apps.get(name).is_some_and(|a| a.deleting) && self.placed_revisions(name).is_empty();
         if gone {
+            self.homes.retain(|(app, _), _| app != name);
             if let Some((last, _)) = self.apps.remove(name).and_then(|app| app.revisions.into_iter().next_back()) {
                 self.retire(name.clone(), last);
             }
@@ -386,6 +390,7 @@ impl State {
             return refuse("conflict", format!("host {id} still has replicas that no other host can take"));
         }
         self.hosts.remove(&id);
+        self.homes.retain(|_, home| *home != id);
         self.by_host.remove(&id);
         self.plan_base = index;
         touched.insert(Touched::HostGone(id));
@@ -404,6 +409,9 @@ impl State {
         let mut hosts = BTreeSet::new();
         for (key, host, placed) in changes {
             self.set_placed(&key, &host, placed);
+            if placed.replicas > 0 && self.is_provider(&key, placed.revision) {
+                self.homes.insert(key.clone(), host.clone());
+            }
             hosts.insert(host);
             apps.insert(key.0);
         }
@@ -421,6 +429,12 @@ impl State {
         }
         self.plan_base = index;
         Ok(Done { change: "planned", version: index, revision: 0 })
+    }
+
+    fn is_provider(&self, key: &(Name, Name), revision: u64) -> bool {
+        let spec = self.apps.get(&key.0).and_then(|a| a.revisions.get(&revision));
+        let component = spec.and_then(|r| r.spec.components.get(&key.1));
+        component.is_some_and(|c| matches!(c.kind, Kind::Provider(_)))
     }
 
     fn check_change(&self, change: &pb::Change) -> Result<((Name, Name), HostId, Placed)> {
@@ -510,6 +524,16 @@ impl State {
             ),
         }
     }
+}
+
+/// Manifests are checked for it; what another client proposes is too, because the planner counts shares as bits.
+fn too_many_spreads(app: &App) -> Option<String> {
+    let over = |c: &proto::app::Component| {
+        let (Scaler::Spread { spread, .. } | Scaler::Daemon { spread, .. }) = &c.scaler;
+        spread.len() > SPREADS_MAX
+    };
+    let (name, _) = app.components.iter().find(|(_, c)| over(c))?;
+    Some(format!("\"{name}\" has more than {SPREADS_MAX} spreads; merge those with the same requirements"))
 }
 
 fn routes_of(app: &App) -> impl Iterator<Item = (&str, &str)> {

@@ -40,6 +40,8 @@ pub struct State {
     pub hosts: BTreeMap<HostId, HostState>,
     /// (app, component) -> host -> what is placed there.
     pub placements: BTreeMap<(Name, Name), BTreeMap<HostId, Placed>>,
+    /// Stateful provider -> the host that has its data: it is placed there again, or waits.
+    pub homes: BTreeMap<(Name, Name), HostId>,
     /// Host -> what is placed on it: the same facts by host, kept in step.
     by_host: BTreeMap<HostId, BTreeSet<(Name, Name)>>,
     answered: BTreeMap<String, pb::Outcome>,

@@ -51,6 +51,15 @@ impl State {
                     Some(pb::Answered { request_id: id.clone(), outcome })
                 })
                 .collect(),
+            homes: self
+                .homes
+                .iter()
+                .map(|((app, component), host)| pb::Home {
+                    app: app.to_string(),
+                    component: component.to_string(),
+                    host: host.to_string(),
+                })
+                .collect(),
             retired: self
                 .retired
                 .iter()
@@ -95,6 +104,10 @@ impl State {
             let key = (noun::<Name>(&p.app)?, noun::<Name>(&p.component)?);
             let host = noun::<HostId>(&p.host)?;
             state.set_placed(&key, &host, Placed { revision: p.revision, replicas: p.replicas });
+        }
+        for home in snapshot.homes {
+            let key = (noun::<Name>(&home.app)?, noun::<Name>(&home.component)?);
+            state.homes.insert(key, noun::<HostId>(&home.host)?);
         }
         for answered in snapshot.answered {
             let outcome = pb::Outcome::decode(answered.outcome.as_slice())

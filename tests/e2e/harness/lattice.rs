@@ -205,6 +205,22 @@ impl Lattice {
         }
     }
 
+    /// `kill -9` of the bus: nats-server, or `up` with the broker in it.
+    pub(crate) fn kill_bus(&mut self) {
+        match self.broker {
+            Broker::Embedded => self.kill_main(),
+            Broker::Nats => self.nats.take().expect("it runs").kill(),
+        }
+    }
+
+    /// Starts the bus that was killed, at its old address.
+    pub(crate) fn start_bus(&mut self) {
+        match self.broker {
+            Broker::Embedded => self.start_up(),
+            Broker::Nats => self.nats = Some(NatsServer::start(self.dir(), self.bus_port())),
+        }
+    }
+
     /// Every process that was started and not ended here lives.
     pub(crate) fn assert_alive(&mut self) {
         if let Some(nats) = &mut self.nats {
