@@ -1,12 +1,7 @@
 //! Generates the wire types from lattice/v1/*.proto with protox, a compiler in Rust: no protoc on the machine.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = [
-        "lattice/v1/bus.proto",
-        "lattice/v1/log.proto",
-        "lattice/v1/control.proto",
-        "lattice/v1/raft.proto",
-    ];
+    let files = ["lattice/v1/bus.proto", "lattice/v1/log.proto", "lattice/v1/control.proto", "lattice/v1/raft.proto"];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }
@@ -17,7 +12,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = tonic_prost_build::Config::new();
     // Ordered maps keep encodings and snapshots byte-stable.
     config.btree_map(["."]);
-    tonic_prost_build::configure()
-        .compile_fds_with_config(descriptors, config)?;
+    tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

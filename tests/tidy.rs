@@ -9,13 +9,8 @@ const COMPONENT_BYTES_MAX: u64 = 200 * 1024;
 const SOURCE_FOLDERS: &[&str] = &["bus", "host", "manifests", "proto", "scheduler", "src", "tests"];
 
 /// Files and folders whose result may depend on their input alone, beneath the root, without ".rs".
-const PURE: &[&str] = &[
-    "proto/src",
-    "scheduler/src/state",
-    "scheduler/src/plan",
-    "scheduler/src/raft/node",
-    "host/src/assignment",
-];
+const PURE: &[&str] =
+    &["proto/src", "scheduler/src/state", "scheduler/src/plan", "scheduler/src/raft/node", "host/src/assignment"];
 /// What would let something else in: words, or paths of words.
 const IMPURE: &[&str] = &[
     "tokio",
@@ -44,12 +39,8 @@ const IMPURE: &[&str] = &[
 const PROTO_GENERATED: &str = "proto/src/lib.rs";
 
 /// Package, and those of ours that it may depend on.
-const LAYERS: &[(&str, &[&str])] = &[
-    ("proto", &[]),
-    ("bus", &["proto"]),
-    ("host", &["bus", "proto"]),
-    ("scheduler", &["bus", "proto"]),
-];
+const LAYERS: &[(&str, &[&str])] =
+    &[("proto", &[]), ("bus", &["proto"]), ("host", &["bus", "proto"]), ("scheduler", &["bus", "proto"])];
 const PACKAGES: &[&str] = &["bus", "host", "lattice", "proto", "scheduler"];
 
 /// One file of Rust. `code` is its text without comments and without what strings hold, `strings` without comments;
@@ -69,10 +60,7 @@ fn pure_modules_have_no_io_clock_or_chance() {
         let beneath = format!("{pure}/");
         let file = format!("{pure}.rs");
         let mut found = false;
-        for source in sources
-            .iter()
-            .filter(|s| s.path == file || s.path.starts_with(&beneath))
-        {
+        for source in sources.iter().filter(|s| s.path == file || s.path.starts_with(&beneath)) {
             found = true;
             if is_test_file(&source.path) {
                 continue;
@@ -82,23 +70,14 @@ fn pure_modules_have_no_io_clock_or_chance() {
                     continue;
                 }
                 let mut lines = lines_with(&source.code, word);
-                lines.extend(
-                    word.strip_prefix("std::")
-                        .map(|m| std_groups_with(&source.code, m))
-                        .unwrap_or_default(),
-                );
+                lines.extend(word.strip_prefix("std::").map(|m| std_groups_with(&source.code, m)).unwrap_or_default());
                 problems.extend(lines.into_iter().map(|line| {
-                    format!(
-                        "{}:{line}: {word} in a pure module: take its result as an argument instead",
-                        source.path
-                    )
+                    format!("{}:{line}: {word} in a pure module: take its result as an argument instead", source.path)
                 }));
             }
         }
         if !found {
-            problems.push(format!(
-                "{pure}: no such file or folder: put its new path into PURE in tests/tidy.rs"
-            ));
+            problems.push(format!("{pure}: no such file or folder: put its new path into PURE in tests/tidy.rs"));
         }
     }
     report(&problems);
@@ -134,10 +113,7 @@ fn raft_types_stay_in_the_raft_module() {
     for source in sources().iter().filter(|s| !s.path.starts_with("scheduler/src/raft")) {
         for word in ["use raft::", "use ::raft", "eraftpb", "raft_proto", "RawNode"] {
             problems.extend(lines_with(&source.code, word).into_iter().map(|line| {
-                format!(
-                    "{}:{line}: {word:?} outside scheduler/src/raft: go through its handle",
-                    source.path
-                )
+                format!("{}:{line}: {word:?} outside scheduler/src/raft: go through its handle", source.path)
             }));
         }
     }
@@ -156,10 +132,7 @@ fn files_say_what_they_are_for_and_stay_readable() {
         }
         let lines = source.text.lines().count();
         if lines > LINES_MAX {
-            problems.push(format!(
-                "{}:{lines}: more than {LINES_MAX} lines: split it",
-                source.path
-            ));
+            problems.push(format!("{}:{lines}: more than {LINES_MAX} lines: split it", source.path));
         }
     }
     report(&problems);
@@ -173,9 +146,7 @@ fn nothing_is_left_for_later() {
     let mut problems = Vec::new();
     for source in sources() {
         let whole = blank(&source.text, true);
-        let found = in_code
-            .iter()
-            .flat_map(|w| lines_with(&whole, w).into_iter().map(move |line| (line, *w)));
+        let found = in_code.iter().flat_map(|w| lines_with(&whole, w).into_iter().map(move |line| (line, *w)));
         let found = found.chain(in_text.iter().flat_map(|w| {
             let lines = source.text.lines().enumerate().filter(move |(_, l)| l.contains(w));
             lines.map(move |(number, _)| (number + 1, *w))
@@ -210,10 +181,7 @@ fn each_example_has_a_manifest_source_and_a_small_component() {
     for example in folders(&root().join("manifests")) {
         let files = files_beneath(&example);
         let name = relative(&example);
-        let apps: Vec<_> = files
-            .iter()
-            .filter(|f| f.extension().is_some_and(|e| e == "yaml"))
-            .collect();
+        let apps: Vec<_> = files.iter().filter(|f| f.extension().is_some_and(|e| e == "yaml")).collect();
         if apps.is_empty() {
             problems.push(format!("{name}: no manifest: add app.yaml"));
         }
@@ -230,14 +198,10 @@ fn each_example_has_a_manifest_source_and_a_small_component() {
         let name = relative(component);
         let bytes = fs::metadata(component).expect("just listed").len();
         if bytes >= COMPONENT_BYTES_MAX {
-            problems.push(format!(
-                "{name}: {bytes} bytes: keep components below {COMPONENT_BYTES_MAX}"
-            ));
+            problems.push(format!("{name}: {bytes} bytes: keep components below {COMPONENT_BYTES_MAX}"));
         }
         if !build.contains(&name) {
-            problems.push(format!(
-                "{name}: no way to rebuild it: add it to the table in manifests/build"
-            ));
+            problems.push(format!("{name}: no way to rebuild it: add it to the table in manifests/build"));
         }
     }
     report(&problems);
@@ -246,14 +210,8 @@ fn each_example_has_a_manifest_source_and_a_small_component() {
 #[test]
 fn blank_keeps_lines_and_drops_comments_and_strings() {
     let text = "let a = \"to//kio\"; // tokio\n/* tokio\n/* x */ tokio */ let b = 'c'; let c = r#\"tok\"io\"#;\nfn f<'a>() {}\n";
-    assert_eq!(
-        blank(text, true),
-        "let a = \"\"; \n\n let b = ''; let c = r#\"\"#;\nfn f<'a>() {}\n"
-    );
-    assert_eq!(
-        blank(text, false),
-        "let a = \"to//kio\"; \n\n let b = 'c'; let c = r#\"tok\"io\"#;\nfn f<'a>() {}\n"
-    );
+    assert_eq!(blank(text, true), "let a = \"\"; \n\n let b = ''; let c = r#\"\"#;\nfn f<'a>() {}\n");
+    assert_eq!(blank(text, false), "let a = \"to//kio\"; \n\n let b = 'c'; let c = r#\"tok\"io\"#;\nfn f<'a>() {}\n");
     assert_eq!(lines_with("a\nuse tokio::x;\nmytokio::y;", "tokio"), [2]);
     assert_eq!(std_groups_with("use a;\nuse std::{\n    fmt, fs,\n};", "fs"), [2]);
 }
@@ -268,9 +226,7 @@ fn check_images(app: &Path) -> Vec<String> {
         let at = format!("{}:{}", relative(app), number + 1);
         match fs::read(app.with_file_name(image)) {
             Ok(bytes) if bytes.starts_with(b"\0asm\x0d\0\x01\0") => {}
-            Ok(_) => problems.push(format!(
-                "{at}: {image} is not a component: rebuild it with manifests/build"
-            )),
+            Ok(_) => problems.push(format!("{at}: {image} is not a component: rebuild it with manifests/build")),
             Err(e) => problems.push(format!("{at}: {image}: {e}: build it with manifests/build")),
         }
     }
@@ -278,12 +234,7 @@ fn check_images(app: &Path) -> Vec<String> {
 }
 
 fn report(problems: &[String]) {
-    assert!(
-        problems.is_empty(),
-        "{} to put right:\n{}\n",
-        problems.len(),
-        problems.join("\n")
-    );
+    assert!(problems.is_empty(), "{} to put right:\n{}\n", problems.len(), problems.join("\n"));
 }
 
 fn is_test_file(path: &str) -> bool {
@@ -300,11 +251,7 @@ fn lines_with(code: &str, word: &str) -> Vec<usize> {
             !ends_open && !starts_open
         })
     };
-    code.lines()
-        .enumerate()
-        .filter(|(_, line)| holds(line))
-        .map(|(number, _)| number + 1)
-        .collect()
+    code.lines().enumerate().filter(|(_, line)| holds(line)).map(|(number, _)| number + 1).collect()
 }
 
 /// First lines of the `use std::{...}` that bring in `module`.
@@ -313,9 +260,7 @@ fn std_groups_with(code: &str, module: &str) -> Vec<usize> {
         let group = code[*at..].split(';').next().unwrap_or_default();
         !lines_with(group, module).is_empty()
     });
-    groups
-        .map(|(at, _)| code[..at].lines().count() + usize::from(at == 0 || code[..at].ends_with('\n')))
-        .collect()
+    groups.map(|(at, _)| code[..at].lines().count() + usize::from(at == 0 || code[..at].ends_with('\n'))).collect()
 }
 
 /// All Rust files of the project, in order.
@@ -327,12 +272,7 @@ fn sources() -> Vec<Source> {
                 let text = read(&file);
                 let strings = without_tests(blank(&text, false));
                 let code = without_tests(blank(&text, true));
-                sources.push(Source {
-                    path: relative(&file),
-                    code,
-                    strings,
-                    text,
-                });
+                sources.push(Source { path: relative(&file), code, strings, text });
             }
         }
     }
@@ -344,9 +284,7 @@ fn sources() -> Vec<Source> {
 fn without_tests(mut code: String) -> String {
     let tests = code.match_indices("#[cfg(test)]").find(|(at, _)| {
         let rest = code[at + "#[cfg(test)]".len()..].trim_start();
-        let rest = rest
-            .split_once("mod ")
-            .map_or("", |(before, rest)| if before.contains(';') { "" } else { rest });
+        let rest = rest.split_once("mod ").map_or("", |(before, rest)| if before.contains(';') { "" } else { rest });
         rest.find(['{', ';']).is_some_and(|end| rest[end..].starts_with('{'))
     });
     if let Some((at, _)) = tests {
@@ -425,9 +363,7 @@ fn string(rest: &str, before: Option<char>) -> Option<(usize, (usize, usize))> {
     }
     let open = hashes + 2;
     let close = format!("\"{}", "#".repeat(hashes));
-    let length = rest[open..]
-        .find(&close)
-        .map_or(rest.len(), |end| open + end + close.len());
+    let length = rest[open..].find(&close).map_or(rest.len(), |end| open + end + close.len());
     Some((length, (open, close.len())))
 }
 

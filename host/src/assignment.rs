@@ -96,11 +96,7 @@ pub fn wanted(assignment: &pb::Assignment) -> Result<BTreeMap<Key, Wanted>, Stri
 
 /// What has to happen, in key order. `busy` says which revision of a component is being brought up already, or failed
 /// and is not due again.
-pub fn actions(
-    wanted: &BTreeMap<Key, Wanted>,
-    have: &BTreeMap<Key, Have>,
-    busy: &BTreeMap<Key, u64>,
-) -> Vec<Action> {
+pub fn actions(wanted: &BTreeMap<Key, Wanted>, have: &BTreeMap<Key, Have>, busy: &BTreeMap<Key, u64>) -> Vec<Action> {
     let mut actions: Vec<Action> =
         have.keys().filter(|k| !wanted.contains_key(*k)).cloned().map(Action::Stop).collect();
     for (key, want) in wanted {
@@ -185,7 +181,9 @@ mod tests {
     fn actions_are_the_difference() {
         let want = wanted(&assignment(1, 1, 2, &[("cart", 3), ("mail", 1)])).unwrap();
         let have = |list: &[(&str, u64, u32)]| -> BTreeMap<Key, Have> {
-            list.iter().map(|(c, revision, replicas)| (key(c), Have { revision: *revision, replicas: *replicas })).collect()
+            list.iter()
+                .map(|(c, revision, replicas)| (key(c), Have { revision: *revision, replicas: *replicas }))
+                .collect()
         };
         let names = |have: &BTreeMap<Key, Have>, busy: &[(&str, u64)]| -> Vec<String> {
             let busy = busy.iter().map(|(c, r)| (key(c), *r)).collect();

@@ -60,8 +60,13 @@ impl CallError {
 pub trait Serve: Send + Sync {
     /// `params` is the concatenation of the encoded parameters; the result likewise.
     /// `link` says on whose behalf: it carries what the link configured for this consumer.
-    async fn serve(&self, link: &LinkContext, interface: &str, function: &str, params: Bytes)
-    -> Result<Bytes, CallError>;
+    async fn serve(
+        &self,
+        link: &LinkContext,
+        interface: &str,
+        function: &str,
+        params: Bytes,
+    ) -> Result<Bytes, CallError>;
 }
 
 /// On whose behalf a provider is called. Travels in headers when the call crosses the bus.

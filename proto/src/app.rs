@@ -109,9 +109,9 @@ fn check_host_id(s: &str) -> Result<(), Invalid> {
 }
 
 fn check_digest(s: &str) -> Result<(), Invalid> {
-    let ok = s.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    });
+    let ok = s
+        .strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
     if ok { Ok(()) } else { Err(Invalid("not a digest: \"sha256:\" and 64 lower-case hex digits".into())) }
 }
 
@@ -202,12 +202,9 @@ impl Builtin {
     /// Interfaces it serves, without version.
     pub fn interfaces(self) -> &'static [&'static str] {
         match self {
-            Self::Keyvalue => &[
-                "wasi:keyvalue/store",
-                "wasi:keyvalue/atomics",
-                "wasi:keyvalue/batch",
-                "lattice:keystore/store",
-            ],
+            Self::Keyvalue => {
+                &["wasi:keyvalue/store", "wasi:keyvalue/atomics", "wasi:keyvalue/batch", "lattice:keystore/store"]
+            }
         }
     }
 }

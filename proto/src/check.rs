@@ -21,7 +21,9 @@ pub fn check(app: &mut App, inspections: &BTreeMap<Name, Inspection>, positions:
         problems.extend(provider_lacks(app, inspections, link, index, positions));
     }
     for (name, component) in &app.components {
-        problems.extend(too_many_stores(name, component).map(|(m, h)| positions.problem(positions.component(name.as_str()), m, h)));
+        problems.extend(
+            too_many_stores(name, component).map(|(m, h)| positions.problem(positions.component(name.as_str()), m, h)),
+        );
         let Kind::Actor(actor) = &component.kind else { continue };
         let Some(inspection) = inspections.get(name) else {
             continue;
@@ -41,7 +43,11 @@ pub fn check(app: &mut App, inspections: &BTreeMap<Name, Inspection>, positions:
 fn too_many_stores(name: &Name, component: &Component) -> Option<(String, String)> {
     let Kind::Provider(provider) = &component.kind else { return None };
     let Scaler::Spread { replicas: 0 | 1, .. } = component.scaler else {
-        let message = format!("{name:?} keeps its data on one host, so {} has at most 1 replica", provider.image, name = name.as_str());
+        let message = format!(
+            "{name:?} keeps its data on one host, so {} has at most 1 replica",
+            provider.image,
+            name = name.as_str()
+        );
         return Some((message, "use a spreadscaler with instances: 1; requirements choose the host".to_owned()));
     };
     None

@@ -53,10 +53,8 @@ impl Subjects {
     /// `:` and `/` become `_`, its version is left out.
     pub fn rpc(&self, app: &Name, component: &Name, interface: &str) -> String {
         let interface = interface.split('@').next().unwrap_or(interface);
-        let token: String = interface
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
-            .collect();
+        let token: String =
+            interface.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
         format!("{}.rpc.{app}.{component}.{token}", self.prefix)
     }
 

@@ -97,8 +97,11 @@ impl Artifacts {
             return Err(Error::Full(self.dir.to_path_buf()));
         }
         let path = self.dir.join(format!("upload-{}", ulid::Ulid::generate()));
-        let file = fs::File::create(&path)
-            .map_err(|source| Error::Io { digest: digest.to_string(), path: path.clone(), source })?;
+        let file = fs::File::create(&path).map_err(|source| Error::Io {
+            digest: digest.to_string(),
+            path: path.clone(),
+            source,
+        })?;
         Ok(Upload { digest, path, file, sum: sha2::Sha256::new(), size: 0, announced: size })
     }
 

@@ -97,8 +97,7 @@ impl Events {
 
 /// Whether an event is about `app`; every event is when `app` is empty.
 pub(crate) fn concerns(event: &pb::Event, app: &str) -> bool {
-    app.is_empty()
-        || event.subject.strip_prefix("app/").is_some_and(|s| s == app || s.split('/').next() == Some(app))
+    app.is_empty() || event.subject.strip_prefix("app/").is_some_and(|s| s == app || s.split('/').next() == Some(app))
 }
 
 fn parse(payload: &[u8]) -> Option<pb::Event> {

@@ -3,15 +3,15 @@
 //! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `status` (what people see, pure),
 //! `raft` (the log), `control` (the leader's loop), `api` (gRPC). Absent here: anything of the host, HTTP routes, Wasm.
 
-pub mod plan;
-pub mod raft;
-pub mod state;
-pub mod status;
 pub mod api;
 mod artifact;
 mod control;
 mod events;
+pub mod plan;
+pub mod raft;
 mod replica;
 mod run;
+pub mod state;
+pub mod status;
 
 pub use run::{Config, Error, Scheduler};

@@ -82,7 +82,9 @@ impl raft::StateMachine for Replica {
     }
 
     fn restore(&mut self, index: u64, snapshot: &[u8]) -> Result<(), String> {
-        let mut state = if snapshot.is_empty() { State::default() } else {
+        let mut state = if snapshot.is_empty() {
+            State::default()
+        } else {
             State::from_bytes(snapshot).map_err(|e| e.to_string())?
         };
         state.applied = index;

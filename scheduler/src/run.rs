@@ -72,8 +72,7 @@ impl Scheduler {
         let raft = opened.expect("opening the log does not panic")?;
         let artifacts = Artifacts::open(data.join("artifacts"), bus.clone()).await?;
         let events = Events::new(format!("/lattice/{}/scheduler", config.lattice));
-        let shared =
-            Shared::new(config.lattice.to_string(), bus, raft, replica, events, config.timers);
+        let shared = Shared::new(config.lattice.to_string(), bus, raft, replica, events, config.timers);
         let (stop, stopped) = watch::channel(false);
         let (addr, serving) = api::bind(&config.api, shared.clone(), artifacts.clone(), stopped.clone()).await?;
         let mut tasks = vec![tokio::spawn(serving)];

@@ -30,7 +30,12 @@ struct Tally {
 
 impl View<'_> {
     pub fn apps(&self, only: &str) -> Vec<pb::AppStatus> {
-        self.state.apps.iter().filter(|(n, _)| only.is_empty() || n.as_str() == only).map(|(n, a)| self.app(n, a)).collect()
+        self.state
+            .apps
+            .iter()
+            .filter(|(n, _)| only.is_empty() || n.as_str() == only)
+            .map(|(n, a)| self.app(n, a))
+            .collect()
     }
 
     pub fn app_named(&self, name: &Name) -> Option<pb::AppStatus> {
@@ -125,7 +130,8 @@ impl View<'_> {
             for route in &actor.ingress {
                 for (scheme, ingress) in ingresses.iter().take(8) {
                     let port = ingress.rsplit(':').next().unwrap_or_default();
-                    let host = if route.host.is_empty() { (*ingress).to_owned() } else { format!("{}:{port}", route.host) };
+                    let host =
+                        if route.host.is_empty() { (*ingress).to_owned() } else { format!("{}:{port}", route.host) };
                     urls.push(format!("{scheme}://{host}{}", route.path));
                 }
             }

@@ -5,7 +5,7 @@ use crate::harness::load::Load;
 use crate::harness::{Broker, Lattice, SOON, http, manifests, scenarios, until};
 use serde_json::json;
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 scenarios!(
     what_a_component_does_to_itself_hurts_nobody_else,
@@ -47,8 +47,9 @@ fn what_a_component_does_to_itself_hurts_nobody_else(broker: Broker) {
         assert!(response.text().contains("hostile"), "{target} names who failed: {}", response.text());
     }
     // Half an answer is seen to be half an answer.
+    let begun = Instant::now();
     let cut = ask(&lattice, "/cut");
-    assert!(cut.is_err(), "{cut:?}");
+    assert!(cut.is_err() && begun.elapsed() < IN_TIME, "{cut:?} after {:?}", begun.elapsed());
     // Refused memory is no reason to end: 32 MiB in all.
     let memory = ask(&lattice, "/memory").unwrap();
     assert_eq!(memory.status, 200, "{}", memory.text());
@@ -76,11 +77,12 @@ fn what_a_component_does_to_itself_hurts_nobody_else(broker: Broker) {
         seen.slowest.as_secs_f64() * 1e3
     );
     assert!(seen.failed.is_empty(), "{:?}", seen.failed);
-    assert!(seen.slowest < Duration::from_secs(2), "{:?}", seen.slowest);
+    assert!(seen.slowest < Duration::from_secs(3), "{:?}", seen.slowest);
     lattice.assert_alive();
     assert_eq!(lattice.host("a")["state"], "ready");
     // Counted for whoever looks: its own errors, none of its neighbour's.
-    until("the errors are counted", SOON, || {
+    // Counters come with every tenth heartbeat, 20 s apart.
+    until("the errors are counted", Duration::from_secs(30), || {
         let errors = |app: &str| lattice.items_of("actors", app)[0]["errors"].as_u64().unwrap();
         assert_eq!(errors("hello"), 0);
         (errors("hostile") >= 9).then_some(())

@@ -188,7 +188,7 @@ fn an_app_and_a_host_are_described(broker: Broker) {
     assert!(
         lattice.ok(&["events", "--app", "counter"]).lines().all(|l| l.starts_with("TIME") || l.contains("counter"))
     );
-    until("requests are counted", Duration::from_secs(10), || {
+    until("requests are counted", Duration::from_secs(30), || {
         http::get_host(lattice.ingress("a"), "counter.localhost", "/cats");
         (lattice.items_of("actors", "counter").iter().any(|a| a["requests"].as_u64() > Some(0))).then_some(())
     });

@@ -30,7 +30,7 @@ pub(crate) enum Packet {
     AskInventory { call: u64, member: usize },
     AnswerHello { call: u64, hello: pb::Hello },
     AnswerInventory { call: u64, beat: pb::Beat },
-    Raft(Vec<u8>),
+    Raft { from: usize, bytes: Vec<u8> },
     Request { intent: usize, command: pb::Command },
     Response { intent: usize, outcome: Option<pb::Outcome> },
 }
@@ -279,6 +279,19 @@ impl Ctx {
     fn push(&mut self, after_ms: u64, node: Node, boot: u64, what: What) {
         self.seq += 1;
         self.queue.push(Reverse(Event { at: self.now + after_ms, seq: self.seq, node, boot, what }));
+    }
+
+    /// A number that rises with each event: what is sent later has a higher one.
+    pub(crate) fn mark(&self) -> u64 {
+        self.seq
+    }
+
+    /// What `member` told the other members since `mark` never left it.
+    pub(crate) fn unsend(&mut self, member: usize, mark: u64) {
+        let gone = |event: &Event| {
+            event.seq > mark && matches!(event.what, What::Packet(Packet::Raft { from, .. }) if from == member)
+        };
+        self.queue.retain(|event| !gone(&event.0));
     }
 
     /// The next event that is due by `until`; the clock goes there.

@@ -3,7 +3,7 @@
 
 use crate::ctx::{Ctx, host_number};
 use prost::Message;
-use proto::app::{App, Name, Scaler};
+use proto::app::{App, HostId, Kind, Name, Scaler};
 use proto::v1 as pb;
 use proto::v1::command::What;
 use scheduler::state::{State, invariant};
@@ -15,6 +15,8 @@ pub(crate) struct History {
     pub(crate) state: State,
     /// Intent of a client -> times it took effect.
     effects: BTreeMap<usize, u32>,
+    /// Where a provider was placed first: its data is there.
+    stores: BTreeMap<(Name, Name), HostId>,
     /// Committed plans that changed something.
     pub(crate) plans: u64,
 }
@@ -107,6 +109,7 @@ impl History {
                     ctx.fail(format!("after a plan: {finding}"));
                 }
                 self.count_replicas(ctx);
+                self.look_at_stores(ctx);
                 for change in plan.changes.iter().filter(|c| c.replicas == 0) {
                     ctx.count("placement removed");
                     let host = self.state.hosts.get_key_value(change.host.as_str());
@@ -143,6 +146,24 @@ impl History {
             let placed: u32 = hosts.iter().filter(|(id, _)| !drains(*id)).map(|(_, p)| p.replicas).sum();
             if placed > *replicas {
                 ctx.fail(format!("{app}/{component} has {placed} replicas placed and asks for {replicas}"));
+            }
+        }
+    }
+
+    /// A provider never moves away from its data while its app and that host exist.
+    fn look_at_stores(&mut self, ctx: &mut Ctx) {
+        let state = &self.state;
+        self.stores.retain(|(app, _), host| state.apps.contains_key(app) && state.hosts.contains_key(host));
+        for (key, hosts) in &state.placements {
+            let component = state.apps.get(&key.0).and_then(|a| a.spec().components.get(&key.1));
+            if component.is_none_or(|c| matches!(c.kind, Kind::Actor(_))) {
+                continue;
+            }
+            for host in hosts.keys() {
+                let home = self.stores.entry(key.clone()).or_insert_with(|| host.clone());
+                if home != host {
+                    ctx.fail(format!("{}/{} moved from {home} to {host}, without its data", key.0, key.1));
+                }
             }
         }
     }

@@ -156,8 +156,8 @@ impl Member {
             Packet::Assigned { call, assigned } => self.answered(call, Back::Assigned(assigned)),
             Packet::AnswerHello { call, hello } => self.answered(call, Back::Hello(hello)),
             Packet::AnswerInventory { call, beat } => self.answered(call, Back::Inventory(beat)),
-            Packet::Raft(bytes) => self.log.step(&bytes),
-            Packet::Request { intent, command } => self.request(ctx, intent, command),
+            Packet::Raft { bytes, .. } => self.log.step(&bytes),
+            Packet::Request { intent, command } => self.request(ctx, history, intent, command),
             other => ctx.fail(format!("a scheduler was sent {other:?}")),
         }
         self.turn(ctx, history);
@@ -221,7 +221,7 @@ impl Member {
     fn did(&mut self, ctx: &mut Ctx, history: &mut History, did: Did) {
         match did {
             Did::Send { to, bytes } => {
-                if !ctx.send(self.me(), Node::Member(to), Packet::Raft(bytes)) {
+                if !ctx.send(self.me(), Node::Member(to), Packet::Raft { from: self.number, bytes }) {
                     self.log.unreachable(to);
                 }
             }
@@ -303,13 +303,14 @@ impl Member {
     }
 
     /// As `api`: a manifest is tried out first, all else is proposed as it is.
-    fn request(&mut self, ctx: &mut Ctx, intent: usize, command: pb::Command) {
+    fn request(&mut self, ctx: &mut Ctx, history: &History, intent: usize, command: pb::Command) {
         let me = self.me();
         if let Some(What::ApplyApp(_)) = &command.what {
-            let mut trial = self.process.state.clone();
-            let entry = pb::Entry { version: state::VERSION, time_ms: 0, commands: vec![command.clone()] };
-            let outcome = trial.apply(trial.applied + 1, &entry, &mut BTreeSet::new()).swap_remove(0);
+            let outcome = trial(&self.process.state, &command);
             if !outcome.error.is_empty() {
+                if trial(&history.state, &command).error.is_empty() {
+                    ctx.count("refused on a state that lags");
+                }
                 ctx.send(me, Node::Client, Packet::Response { intent, outcome: Some(outcome) });
                 return;
             }
@@ -568,4 +569,11 @@ impl Member {
             Back::Failed => self.settle(now, id, call, false),
         }
     }
+}
+
+/// What `command` would give on `state`.
+fn trial(state: &State, command: &pb::Command) -> pb::Outcome {
+    let mut trial = state.clone();
+    let entry = pb::Entry { version: state::VERSION, time_ms: 0, commands: vec![command.clone()] };
+    trial.apply(trial.applied + 1, &entry, &mut BTreeSet::new()).swap_remove(0)
 }

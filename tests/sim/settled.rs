@@ -35,7 +35,8 @@ pub(crate) fn check(ctx: &Ctx, members: &[Member], hosts: &[Host]) -> Result<(),
                 return Err(format!("{name}/{component}: a rollout to r{} has not finished; {placed:?}", app.current));
             }
             let placed = placed.into_iter().map(|(h, p)| (h, u64::from(p.replicas))).collect();
-            check_component(state, spec, &placed).map_err(|e| format!("{name}/{component}: {e}; {placed:?}"))?;
+            let home = state.homes.get(&(name.clone(), component.clone()));
+            check_component(state, spec, &placed, home).map_err(|e| format!("{name}/{component}: {e}; {placed:?}"))?;
         }
     }
     let plan = plan::plan(state, &leader.process.observed, leader.now_ms(ctx), &Member::timers(ctx));
@@ -97,14 +98,23 @@ fn check_host(state: &State, host: &Host) -> Result<(), String> {
 }
 
 /// Whether this many replicas are where they should be.
-fn check_component(state: &State, spec: &Component, placed: &BTreeMap<HostId, u64>) -> Result<(), String> {
+fn check_component(
+    state: &State,
+    spec: &Component,
+    placed: &BTreeMap<HostId, u64>,
+    home: Option<&HostId>,
+) -> Result<(), String> {
     let builtin = match &spec.kind {
         Kind::Provider(p) => Some(p.builtin),
         Kind::Actor(_) => None,
     };
     match &spec.scaler {
         Scaler::Spread { replicas, spread } => {
-            check_spread(state, builtin, u64::from(*replicas), &shares_of(spread), placed)
+            let share_of = shares_of(spread);
+            match builtin {
+                Some(builtin) => check_provider(state, builtin, u64::from(*replicas), &share_of, placed, home),
+                None => check_spread(state, u64::from(*replicas), &share_of, placed),
+            }
         }
         Scaler::Daemon { replicas, spread } => {
             for (id, host) in &state.hosts {
@@ -141,26 +151,38 @@ fn fits(host: &HostState, share: &Spread, builtin: Option<Builtin>) -> bool {
         })
 }
 
-/// Each replica is a unit, each replica that a share is due is a slot: the slots that some ready host can fill must be
-/// matched by what is placed.
-fn check_spread(
+/// A provider stays with its data, wherever that is; it waits while its host takes nothing.
+fn check_provider(
     state: &State,
-    builtin: Option<Builtin>,
+    builtin: Builtin,
     replicas: u64,
     shares: &[Spread],
     placed: &BTreeMap<HostId, u64>,
+    home: Option<&HostId>,
 ) -> Result<(), String> {
     let total: u64 = placed.values().sum();
     if total > replicas {
         return Err(format!("{total} placed, {replicas} asked for"));
     }
-    let fillable =
-        |share: &Spread| state.hosts.values().any(|h| !h.lost && !h.cordoned && !h.draining && fits(h, share, builtin));
-    // A provider stays with its data, wherever that is.
-    if builtin.is_some() {
-        let missing = total < replicas && shares.iter().any(fillable);
-        return if missing { Err("the provider is placed nowhere".into()) } else { Ok(()) };
+    let takes = |(id, h): (&HostId, &HostState)| {
+        let ready = !h.lost && !h.cordoned && !h.draining;
+        ready && home.is_none_or(|home| home == id) && shares.iter().any(|s| fits(h, s, Some(builtin)))
+    };
+    if total < replicas && state.hosts.iter().any(takes) {
+        return Err("the provider is placed nowhere".into());
     }
+    Ok(())
+}
+
+/// Each replica is a unit, each replica that a share is due is a slot: the slots that some ready host can fill must be
+/// matched by what is placed.
+fn check_spread(state: &State, replicas: u64, shares: &[Spread], placed: &BTreeMap<HostId, u64>) -> Result<(), String> {
+    let total: u64 = placed.values().sum();
+    if total > replicas {
+        return Err(format!("{total} placed, {replicas} asked for"));
+    }
+    let fillable =
+        |share: &Spread| state.hosts.values().any(|h| !h.lost && !h.cordoned && !h.draining && fits(h, share, None));
     let lives = |id: &HostId| state.hosts.get(id).is_some_and(|h| !h.lost);
     let units: Vec<&HostState> =
         placed.iter().filter(|(id, _)| lives(id)).flat_map(|(id, n)| (0..*n).map(|_| &state.hosts[id])).collect();
@@ -175,7 +197,7 @@ fn check_spread(
     }
     let mut taken: Vec<Option<usize>> = vec![None; units.len()];
     for slot in 0..slots.len() {
-        let edge = |slot: usize, unit: usize| fits(units[unit], slots[slot], builtin);
+        let edge = |slot: usize, unit: usize| fits(units[unit], slots[slot], None);
         if !seat(slot, &edge, &mut taken, &mut vec![false; units.len()]) {
             return Err(format!("a replica of share {:?} is missing", slots[slot].requirements));
         }

@@ -63,8 +63,11 @@ impl World {
         self.advance(self.ctx.params.faults_ms);
         self.heal();
         self.answers();
-        self.repair();
-        self.answers();
+        // A member that lags may refuse what the others would take: they try again.
+        for _ in 0..3 {
+            self.repair();
+            self.answers();
+        }
         self.rest();
         if self.ctx.failure.is_some() {
             self.tell();
@@ -124,6 +127,7 @@ impl World {
         if !member.up || (event.boot != 0 && event.boot != member.boot) {
             return;
         }
+        let mark = ctx.mark();
         match event.what {
             What::Packet(packet) => {
                 if let Packet::Beat(beat) = &packet
@@ -136,6 +140,10 @@ impl World {
             What::Timer(timer) => member.timer(ctx, &mut self.history, timer),
         }
         if member.doomed {
+            // What the others were told in the same moment may not have left the machine.
+            if ctx.dice.percent(50) {
+                ctx.unsend(number, mark);
+            }
             self.crash_member(number);
         }
     }

@@ -42,7 +42,8 @@ impl Disk {
         let path = self.dir.join("host-id");
         match fs::read_to_string(&path) {
             Ok(text) => {
-                let wrong = || io::Error::new(io::ErrorKind::InvalidData, "holds no host id; remove it to join as a new host");
+                let wrong =
+                    || io::Error::new(io::ErrorKind::InvalidData, "holds no host id; remove it to join as a new host");
                 text.trim().parse().map_err(|_| at(&path)(wrong()))
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {

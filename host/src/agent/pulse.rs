@@ -39,7 +39,13 @@ impl Pulse {
     }
 
     /// The next beat to publish.
-    pub(super) fn next(&self, parts: &Parts, inventory: Vec<pb::Running>, fence: (u64, u64), leaving: bool) -> pb::Beat {
+    pub(super) fn next(
+        &self,
+        parts: &Parts,
+        inventory: Vec<pb::Running>,
+        fence: (u64, u64),
+        leaving: bool,
+    ) -> pb::Beat {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let bare: Vec<pb::Running> =
             inventory.iter().map(|r| pb::Running { requests: 0, errors: 0, ..r.clone() }).collect();
@@ -95,7 +101,9 @@ pub(super) fn inventory(
         })
         .collect();
     for (key, want) in wanted {
-        let up = items.iter().any(|i| i.revision == want.revision && i.app == key.0.as_str() && i.component == key.1.as_str());
+        let up = items
+            .iter()
+            .any(|i| i.revision == want.revision && i.app == key.0.as_str() && i.component == key.1.as_str());
         if up {
             continue;
         }

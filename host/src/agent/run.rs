@@ -78,7 +78,11 @@ impl Loop {
         if let Some(stored) = self.disk.assignment() {
             let fits = assignment::accept(None, &stored, self.identity.lattice.as_str(), self.identity.host.as_str());
             if fits == Verdict::Accept {
-                tracing::info!(generation = stored.generation, apps = stored.apps.len(), "starting from the last assignment");
+                tracing::info!(
+                    generation = stored.generation,
+                    apps = stored.apps.len(),
+                    "starting from the last assignment"
+                );
                 self.adopt(stored);
             }
         }
@@ -163,13 +167,19 @@ impl Loop {
         let error = match verdict {
             Verdict::Same => None,
             Verdict::Refuse(why) => {
-                let reason = if new.lattice == lattice && new.host == host { bus::Reason::Stale } else { bus::Reason::Foreign };
+                let reason =
+                    if new.lattice == lattice && new.host == host { bus::Reason::Stale } else { bus::Reason::Foreign };
                 self.parts.bus.drops().count(reason);
                 Some(why)
             }
             Verdict::Accept => match tokio::task::block_in_place(|| self.disk.store(&new)) {
                 Ok(()) => {
-                    tracing::info!(term = new.term, generation = new.generation, apps = new.apps.len(), "assignment accepted");
+                    tracing::info!(
+                        term = new.term,
+                        generation = new.generation,
+                        apps = new.apps.len(),
+                        "assignment accepted"
+                    );
                     self.adopt(new);
                     None
                 }

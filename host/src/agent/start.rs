@@ -39,7 +39,13 @@ impl Parts {
         }
     }
 
-    async fn actor(&self, key: &Key, wanted: &Wanted, component: &Component, actor: &Actor) -> Result<Instance, String> {
+    async fn actor(
+        &self,
+        key: &Key,
+        wanted: &Wanted,
+        component: &Component,
+        actor: &Actor,
+    ) -> Result<Instance, String> {
         let digest = actor.digest.clone().ok_or("its image was not resolved; apply the app again")?;
         fetch::fetch(&self.bus, &self.artifacts, &digest).await.map_err(|e| e.to_string())?;
         let (store, wants) = (self.artifacts.clone(), digest.clone());
@@ -75,12 +81,7 @@ impl Parts {
         let permit = permit_of(&wanted.app);
         let more = serve_component(&self.bus, &key.0, &key.1, &linked, running.clone(), permit).await;
         servings.extend(more.map_err(bus_error)?);
-        Ok(Instance {
-            revision: wanted.revision,
-            replicas: wanted.replicas,
-            what: What::Actor(running),
-            servings,
-        })
+        Ok(Instance { revision: wanted.revision, replicas: wanted.replicas, what: What::Actor(running), servings })
     }
 
     async fn provider(&self, key: &Key, wanted: &Wanted) -> Result<Instance, String> {

@@ -2,7 +2,9 @@
 
 use super::reader::{Cursor, Fields, Reader, shown};
 use super::{Place, ROUTES_MAX};
-use crate::app::{Folder, Grants, IngressRoute, Limits, REPLICAS_MAX, SPREAD_WEIGHT_DEFAULT, SPREADS_MAX, Scaler, Spread};
+use crate::app::{
+    Folder, Grants, IngressRoute, Limits, REPLICAS_MAX, SPREAD_WEIGHT_DEFAULT, SPREADS_MAX, Scaler, Spread,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 const MEMORY_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=4 * 1024 * 1024 * 1024;

@@ -147,7 +147,8 @@ impl Service {
         });
         let Some(named) = named else {
             let message = format!("image {image:?} was not uploaded");
-            let help = "upload it with PutArtifact and name its digest in `images`; `lattice apply` does both for local files";
+            let help =
+                "upload it with PutArtifact and name its digest in `images`; `lattice apply` does both for local files";
             return Err((message, help.to_owned()));
         };
         let digest: Digest = named.parse().map_err(|e| (format!("image {image:?}: {e}"), String::new()))?;

@@ -78,7 +78,8 @@ impl Control for Service {
 
     async fn put_artifact(&self, request: Request<Streaming<pb::ArtifactChunk>>) -> Answer<pb::PutArtifactResponse> {
         let mut pieces = request.into_inner();
-        let first = pieces.next().await.ok_or_else(|| Status::invalid_argument("no piece: send the digest first"))??;
+        let first =
+            pieces.next().await.ok_or_else(|| Status::invalid_argument("no piece: send the digest first"))??;
         let digest: Digest =
             first.digest.parse().map_err(|e| Status::invalid_argument(format!("{:?}: {e}", first.digest)))?;
         let failed = |e: crate::artifact::Error| match e {

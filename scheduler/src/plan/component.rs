@@ -46,13 +46,7 @@ fn first_name() -> Name {
 }
 
 fn change(host: &HostId, app: &Name, component: &Name, revision: u64, replicas: u32) -> pb::Change {
-    pb::Change {
-        host: host.to_string(),
-        app: app.to_string(),
-        component: component.to_string(),
-        revision,
-        replicas,
-    }
+    pb::Change { host: host.to_string(), app: app.to_string(), component: component.to_string(), revision, replicas }
 }
 
 struct Planned<'a> {
@@ -182,12 +176,10 @@ impl Planned<'_> {
                 continue;
             }
             let rooms: Vec<Room> = (0..columns.ids.len())
-                .filter(|n| fits[*share][*n] && columns.hosts[*n].takes_new() && home.is_none_or(|h| h == columns.ids[*n]))
-                .map(|host| Room {
-                    host,
-                    count: want.get(&host).copied().unwrap_or(0),
-                    load: columns.load[host],
+                .filter(|n| {
+                    fits[*share][*n] && columns.hosts[*n].takes_new() && home.is_none_or(|h| h == columns.ids[*n])
                 })
+                .map(|host| Room { host, count: want.get(&host).copied().unwrap_or(0), load: columns.load[host] })
                 .collect();
             if rooms.is_empty() {
                 plan.unplaced.push(self.unplaced(*share, open[*share], home));

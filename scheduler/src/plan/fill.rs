@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn fills_the_lowest_first() {
-        let check = |n, counts: &[u64], want: &[(usize, u64)]| assert_eq!(fill(n, rooms(counts)), want, "{n} {counts:?}");
+        let check =
+            |n, counts: &[u64], want: &[(usize, u64)]| assert_eq!(fill(n, rooms(counts)), want, "{n} {counts:?}");
         check(4, &[0, 0], &[(0, 2), (1, 2)]);
         check(5, &[0, 0], &[(0, 3), (1, 2)]);
         check(1, &[3, 0, 1], &[(1, 1)]);

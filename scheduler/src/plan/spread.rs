@@ -110,10 +110,7 @@ mod tests {
     use super::*;
 
     fn spread(weights: &[u32]) -> Vec<Spread> {
-        weights
-            .iter()
-            .map(|w| Spread { name: String::new(), requirements: Default::default(), weight: *w })
-            .collect()
+        weights.iter().map(|w| Spread { name: String::new(), requirements: Default::default(), weight: *w }).collect()
     }
 
     #[test]

@@ -143,11 +143,7 @@ impl Lab {
 
 fn share(weight: u32, requirements: &str) -> Spread {
     let pairs = requirements.split(',').filter_map(|l| l.split_once('='));
-    Spread {
-        name: String::new(),
-        requirements: pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
-        weight,
-    }
+    Spread { name: String::new(), requirements: pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect(), weight }
 }
 
 fn app(image: &str, scaler: Scaler) -> App {

@@ -46,7 +46,11 @@ impl State {
                 self.applied = index;
                 vec![outcome(refuse(
                     "invalid",
-                    format!("log entry {index} has version {}, this build knows {}: update it", entry.version, super::VERSION),
+                    format!(
+                        "log entry {index} has version {}, this build knows {}: update it",
+                        entry.version,
+                        super::VERSION
+                    ),
                 ))]
             }
             Err(e) => {
@@ -106,7 +110,10 @@ impl State {
         }
         if let Some(at) = self.apps.get(&name) {
             if at.deleting {
-                return refuse("conflict", format!("app {name:?} is being deleted; apply it again when it is gone", name = name.as_str()));
+                return refuse(
+                    "conflict",
+                    format!("app {name:?} is being deleted; apply it again when it is gone", name = name.as_str()),
+                );
             }
             self.expect_version(&name, c.if_version)?;
             let at = &self.apps[&name];
@@ -114,7 +121,10 @@ impl State {
                 return Ok(Done { change: "unchanged", version: at.version, revision: at.current });
             }
         } else if c.if_version != 0 {
-            return refuse("conflict", format!("app \"{name}\" does not exist, version {} was expected; get it again", c.if_version));
+            return refuse(
+                "conflict",
+                format!("app \"{name}\" does not exist, version {} was expected; get it again", c.if_version),
+            );
         } else if self.apps.len() >= APPS_MAX {
             return refuse("invalid", format!("the lattice holds {APPS_MAX} apps, its bound; delete some first"));
         }
@@ -144,14 +154,7 @@ impl State {
         None
     }
 
-    fn add_revision(
-        &mut self,
-        index: u64,
-        now_ms: u64,
-        app: App,
-        cause: &str,
-        touched: &mut BTreeSet<Touched>,
-    ) -> u64 {
+    fn add_revision(&mut self, index: u64, now_ms: u64, app: App, cause: &str, touched: &mut BTreeSet<Touched>) -> u64 {
         let routes_before: Option<Vec<_>> = self.apps.get(&app.name).map(|a| owned_routes(a.spec()));
         let routes_after = owned_routes(&app);
         let name = app.name.clone();
@@ -239,7 +242,10 @@ impl State {
         let mut app = App::clone(at.spec());
         let Some(component) = app.components.get_mut(c.actor.as_str()) else {
             let known: Vec<&str> = app.components.keys().map(Name::as_str).collect();
-            return refuse("not_found", format!("app \"{name}\" has no actor {:?}; it has {}", c.actor, known.join(", ")));
+            return refuse(
+                "not_found",
+                format!("app \"{name}\" has no actor {:?}; it has {}", c.actor, known.join(", ")),
+            );
         };
         if matches!(component.kind, Kind::Provider(_)) && c.replicas > 1 {
             return refuse("invalid", format!("\"{}\" keeps its data on one host: it has 0 or 1 replicas", c.actor));
@@ -269,7 +275,10 @@ impl State {
         };
         let kept = || at.revisions.keys().map(u64::to_string).collect::<Vec<_>>().join(", ");
         let Some(to) = wanted else {
-            return refuse("not_found", format!("app \"{name}\" has no revision before {}; it keeps {}", at.current, kept()));
+            return refuse(
+                "not_found",
+                format!("app \"{name}\" has no revision before {}; it keeps {}", at.current, kept()),
+            );
         };
         let Some(revision) = at.revisions.get(&to) else {
             return refuse("not_found", format!("app \"{name}\" has no revision {to}; it keeps {}", kept()));
@@ -341,7 +350,10 @@ impl State {
                 }
             }
             None if full => {
-                return refuse("invalid", format!("the lattice has {HOSTS_MAX} hosts, its bound; forget lost ones first"));
+                return refuse(
+                    "invalid",
+                    format!("the lattice has {HOSTS_MAX} hosts, its bound; forget lost ones first"),
+                );
             }
             None => {
                 self.hosts.insert(
@@ -399,7 +411,10 @@ impl State {
 
     fn commit_plan(&mut self, index: u64, c: &pb::CommitPlan, touched: &mut BTreeSet<Touched>) -> Result<Done> {
         if c.based_on != self.plan_base {
-            return refuse("stale", format!("the plan was made on {}, the state has moved to {}", c.based_on, self.plan_base));
+            return refuse(
+                "stale",
+                format!("the plan was made on {}, the state has moved to {}", c.based_on, self.plan_base),
+            );
         }
         let mut changes = Vec::with_capacity(c.changes.len());
         for change in &c.changes {
@@ -520,7 +535,9 @@ impl State {
             Some(id) => Ok(id.clone()),
             None => refuse(
                 "not_found",
-                format!("there is no host {host:?}, or more than one has that name; `lattice get hosts` shows their ids"),
+                format!(
+                    "there is no host {host:?}, or more than one has that name; `lattice get hosts` shows their ids"
+                ),
             ),
         }
     }

@@ -24,7 +24,12 @@ pub fn check_planned(state: &State) -> Vec<String> {
 
 fn check_bounds(state: &State, found: &mut Vec<String>) {
     if state.apps.len() > APPS_MAX || state.hosts.len() > HOSTS_MAX || state.answered.len() > ANSWERED_MAX {
-        found.push(format!("bounds: {} apps, {} hosts, {} answers", state.apps.len(), state.hosts.len(), state.answered.len()));
+        found.push(format!(
+            "bounds: {} apps, {} hosts, {} answers",
+            state.apps.len(),
+            state.hosts.len(),
+            state.answered.len()
+        ));
     }
     if state.retired.len() > RETIRED_MAX || state.retired.iter().any(|(name, _)| state.apps.contains_key(name)) {
         found.push(format!("{} apps that are gone, or one of them is not", state.retired.len()));

@@ -147,7 +147,12 @@ impl State {
         }
         routes
             .into_iter()
-            .map(|((host, path), (app, actor))| pb::Route { host, path, app: app.to_string(), actor: actor.to_string() })
+            .map(|((host, path), (app, actor))| pb::Route {
+                host,
+                path,
+                app: app.to_string(),
+                actor: actor.to_string(),
+            })
             .collect()
     }
 

@@ -81,8 +81,7 @@ impl State {
         if snapshot.version > VERSION {
             return Err(Corrupt(format!("version {} is newer than {VERSION}", snapshot.version)));
         }
-        let mut state =
-            Self { applied: snapshot.applied, plan_base: snapshot.plan_base, ..Self::default() };
+        let mut state = Self { applied: snapshot.applied, plan_base: snapshot.plan_base, ..Self::default() };
         for record in snapshot.apps {
             let (name, app) = app_from(record)?;
             state.apps.insert(name, app);
@@ -156,8 +155,7 @@ fn app_from(record: pb::AppRecord) -> Result<(Name, AppState), Corrupt> {
     };
     for r in record.revisions {
         let spec = App::from_json(&r.spec).map_err(|e| Corrupt(format!("app {name}, revision {}: {e}", r.revision)))?;
-        app.revisions
-            .insert(r.revision, Revision { created_ms: r.created_ms, cause: r.cause, spec: Arc::new(spec) });
+        app.revisions.insert(r.revision, Revision { created_ms: r.created_ms, cause: r.cause, spec: Arc::new(spec) });
     }
     if !app.revisions.contains_key(&app.current) {
         return Err(Corrupt(format!("app {name} lacks its current revision {}", app.current)));
