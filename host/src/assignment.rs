@@ -174,7 +174,7 @@ mod tests {
         check(&|a| a.apps[0].spec.truncate(5), "does not decode");
         check(&|a| a.apps[0].app = "else".into(), "carries the spec of");
         check(&|a| a.apps.push(a.apps[0].clone()), "assigned twice");
-        check(&|a| drop(a.apps[0].replicas.insert("nobody".into(), 1)), "no component");
+        check(&|a| _ = a.apps[0].replicas.insert("nobody".into(), 1), "no component");
     }
 
     #[test]

@@ -81,10 +81,24 @@ fn ended(result: Result<()>) -> ExitCode {
     }
 }
 
+/// At Ctrl-C or SIGTERM nothing is left behind.
+async fn end_when_told(dir: PathBuf) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    process::end_all();
+    let _ = std::fs::remove_dir_all(dir);
+    std::process::exit(130);
+}
+
 impl Bench {
     fn new(quick: bool) -> Result<Self> {
         let runtime = Runtime::new().context("can not start a runtime")?;
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).context("no folder beneath the target folder")?;
+        runtime.spawn(end_when_told(dir.path().to_owned()));
         Ok(Self { quick, runtime, dir, root: PathBuf::from(env!("CARGO_MANIFEST_DIR")) })
     }
 

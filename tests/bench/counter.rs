@@ -46,7 +46,10 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         }
     }
     print(&cases.map(|(name, ..)| name), &measured);
-    println!("  the bus is {}", if nats.is_some() { "a nats-server" } else { "the embedded broker, in `up`" });
+    println!(
+        "  a counter's request opens its bucket and gets one key; the bus is {}",
+        if nats.is_some() { "a nats-server" } else { "the embedded broker, in `up`" }
+    );
     Ok(())
 }
 

@@ -45,6 +45,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
                 let sample = bench.runtime.block_on(sample).with_context(|| server.name.to_owned())?;
                 figures.per_second.push(sample.per_second);
                 figures.cpu_us.push(sample.cpu_us[0]);
+                figures.own_us.push(sample.own_us);
                 figures.p50_us.push(sample.p50_us);
                 figures.p99_us.push(sample.p99_us);
             }
@@ -73,6 +74,7 @@ struct Server {
 struct Figures {
     per_second: Series,
     cpu_us: Series,
+    own_us: Series,
     p50_us: Series,
     p99_us: Series,
 }
@@ -112,6 +114,7 @@ fn print(servers: &[Server], measured: &[Vec<Figures>]) {
         "p99 us",
         "CPU us/req",
         "min-max",
+        "of the load",
         "lattice/it req/s",
         "lattice/it CPU",
     ]);
@@ -126,6 +129,7 @@ fn print(servers: &[Server], measured: &[Vec<Figures>]) {
                 f.p99_us.show(),
                 f.cpu_us.show(),
                 f.cpu_us.spread(),
+                f.own_us.show(),
                 figures[0].per_second.ratio_to(&f.per_second),
                 figures[0].cpu_us.ratio_to(&f.cpu_us),
             ]);

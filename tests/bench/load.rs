@@ -35,6 +35,8 @@ pub(crate) struct Sample {
     pub(crate) p99_us: f64,
     /// Of each of the processes, per request.
     pub(crate) cpu_us: Vec<f64>,
+    /// Of this process: what the load itself costs.
+    pub(crate) own_us: f64,
 }
 
 /// Keeps `connections` busy for `time` after a start that is not counted, and tells what that cost each of `pids`.
@@ -46,8 +48,9 @@ pub(crate) async fn run(target: &Target, connections: usize, time: Duration, pid
         let connection = Connection::open(target.clone()).await?;
         busy.spawn(keep_busy(connection, gauge.clone()));
     }
-    let measuring = measure(&gauge, time, pids);
-    let (seconds, requests, cpu) = tokio::select! {
+    let pids: Vec<u32> = pids.iter().copied().chain([std::process::id()]).collect();
+    let measuring = measure(&gauge, time, &pids);
+    let (seconds, requests, mut cpu) = tokio::select! {
         measured = measuring => measured?,
         Some(ended) = busy.join_next() => {
             ended.context("a connection's task")??;
@@ -64,11 +67,14 @@ pub(crate) async fn run(target: &Target, connections: usize, time: Duration, pid
     if requests == 0 {
         bail!("no answer in {time:?}");
     }
+    let us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / requests as f64;
+    let own_us = us(cpu.pop().unwrap_or_default());
     Ok(Sample {
         per_second: requests as f64 / seconds,
         p50_us: percentile(&times, 0.5),
         p99_us: percentile(&times, 0.99),
-        cpu_us: cpu.iter().map(|cpu| cpu.as_secs_f64() * 1e6 / requests as f64).collect(),
+        cpu_us: cpu.into_iter().map(us).collect(),
+        own_us,
     })
 }
 

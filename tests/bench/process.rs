@@ -6,16 +6,32 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 const START_WAIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
+/// What runs now, for `end_all`.
+static RUNNING: Mutex<Vec<Arc<Mutex<Child>>>> = Mutex::new(Vec::new());
+
 /// A running process, its output in `log`.
 pub(crate) struct Process {
-    child: Child,
+    child: Arc<Mutex<Child>>,
+    pid: u32,
     log: PathBuf,
+}
+
+/// Ends every process that runs: for when this one is told to end.
+pub(crate) fn end_all() {
+    for child in lock(&RUNNING).iter() {
+        let _ = lock(child).kill();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Process {
@@ -27,11 +43,14 @@ impl Process {
         command.env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE");
         let child = command.stdin(Stdio::piped()).stdout(out).stderr(err).spawn();
         let child = child.with_context(|| format!("can not start {:?}", command.get_program()))?;
-        Ok(Self { child, log })
+        let pid = child.id();
+        let child = Arc::new(Mutex::new(child));
+        lock(&RUNNING).push(child.clone());
+        Ok(Self { child, pid, log })
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// What follows `name` on the line of its output that begins with it.
@@ -56,7 +75,7 @@ impl Process {
             if let Some(found) = look() {
                 return Ok(found);
             }
-            let ended = self.child.try_wait().context("can not look after a process")?;
+            let ended = lock(&self.child).try_wait().context("can not look after a process")?;
             if ended.is_some() || began.elapsed() > START_WAIT {
                 let text = fs::read_to_string(&self.log).unwrap_or_default();
                 let why = ended.map_or_else(|| "in time".to_owned(), |status| format!("before it ended with {status}"));
@@ -69,9 +88,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        lock(&RUNNING).retain(|other| !Arc::ptr_eq(other, &self.child));
+        let mut child = lock(&self.child);
         // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 

@@ -61,6 +61,8 @@ impl History {
         if mine != outcomes {
             ctx.fail(format!("entry {index} has another outcome without the snapshot"));
         }
+        let state = &self.state;
+        self.stores.retain(|(app, _), host| state.apps.contains_key(app) && state.hosts.contains_key(host));
         for finding in invariant::check(&self.state) {
             ctx.fail(format!("after entry {index}: {finding}"));
         }
@@ -153,7 +155,6 @@ impl History {
     /// A provider never moves away from its data while its app and that host exist.
     fn look_at_stores(&mut self, ctx: &mut Ctx) {
         let state = &self.state;
-        self.stores.retain(|(app, _), host| state.apps.contains_key(app) && state.hosts.contains_key(host));
         for (key, hosts) in &state.placements {
             let component = state.apps.get(&key.0).and_then(|a| a.spec().components.get(&key.1));
             if component.is_none_or(|c| matches!(c.kind, Kind::Actor(_))) {

@@ -10,6 +10,9 @@ use scheduler::plan;
 use scheduler::state::{HostState, State};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Time to come to rest once nothing goes wrong any more.
+pub(crate) const REST_MS: u64 = 60_000;
+
 /// What is not as it should be yet.
 pub(crate) fn check(ctx: &Ctx, members: &[Member], hosts: &[Host]) -> Result<(), String> {
     let leader = members.iter().filter(|m| m.leads()).max_by_key(|m| m.term()).ok_or("nobody leads")?;
@@ -22,7 +25,7 @@ pub(crate) fn check(ctx: &Ctx, members: &[Member], hosts: &[Host]) -> Result<(),
         }
     }
     for host in hosts {
-        check_host(state, host)?;
+        check_host(ctx, state, host)?;
     }
     for (name, app) in &state.apps {
         if app.deleting {
@@ -46,11 +49,14 @@ pub(crate) fn check(ctx: &Ctx, members: &[Member], hosts: &[Host]) -> Result<(),
     Ok(())
 }
 
-fn check_host(state: &State, host: &Host) -> Result<(), String> {
+fn check_host(ctx: &Ctx, state: &State, host: &Host) -> Result<(), String> {
     let (number, known) = (host.number, state.hosts.get(&host.id));
     if !host.up {
         return match known {
             Some(known) if !known.lost => Err(format!("h{number} is dead and not lost")),
+            Some(_) if ctx.params.forget_ms < REST_MS && state.on_host(&host.id).next().is_none() => {
+                Err(format!("h{number} is dead, empty and not forgotten"))
+            }
             _ => Ok(()),
         };
     }

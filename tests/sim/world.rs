@@ -8,12 +8,10 @@ use crate::hosts::Host;
 use crate::log::{Log, Ordered};
 use crate::members::Member;
 use crate::quorum::Quorum;
-use crate::settled;
+use crate::settled::{self, REST_MS};
 use proto::v1 as pb;
 use proto::v1::command;
 
-/// Time to come to rest once nothing goes wrong any more.
-const REST_MS: u64 = 60_000;
 /// Time in which nothing may be planned after that.
 const QUIET_MS: u64 = 30_000;
 /// Time for clients to get the answers they wait for.
