@@ -1,11 +1,9 @@
 //! The answering end: so many handlers at a time, as many requests waiting, the rest refused at once. A handler ends
 //! at the caller's deadline, and one that panics hurts its own request only.
 
-use std::collections::{HashSet, VecDeque};
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::Message;
@@ -47,9 +45,6 @@ pub struct Refusal {
     /// A sentence for people: the thing and the next step. One line of at most 2 KiB.
     pub message: String,
 }
-
-/// Calls remembered by each end, so that a replayed one is not carried out again.
-const SEEN_MAX: usize = 4096;
 
 /// The bus's own codes.
 pub(crate) const OVERLOADED: &str = "overloaded";
@@ -104,7 +99,6 @@ impl Bus {
             running: Arc::new(Semaphore::new(concurrent_max)),
             waiting: Arc::new(Semaphore::new(concurrent_max)),
             handlers: handlers.clone(),
-            seen: Mutex::default(),
         };
         handlers.spawn(Arc::new(lane).run(feed, stop.clone()));
         handlers.close();
@@ -118,31 +112,6 @@ struct Lane<H> {
     running: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     handlers: TaskTracker,
-    seen: Mutex<Seen>,
-}
-
-/// The latest calls, by a hash of their inbox.
-#[derive(Default)]
-struct Seen {
-    hasher: RandomState,
-    known: HashSet<u64>,
-    order: VecDeque<u64>,
-}
-
-impl Seen {
-    fn is_new(&mut self, inbox: &str) -> bool {
-        let hash = self.hasher.hash_one(inbox);
-        if !self.known.insert(hash) {
-            return false;
-        }
-        self.order.push_back(hash);
-        if self.order.len() > SEEN_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
-        }
-        true
-    }
 }
 
 impl<H, F> Lane<H>
@@ -180,10 +149,6 @@ where
         let Some(reply_to) = reply_to.map(str::to_owned) else {
             return drops.count(Reason::Malformed);
         };
-        // Each call has an inbox of its own: the same one again is a replay, and is not carried out again.
-        if !self.seen.lock().unwrap_or_else(PoisonError::into_inner).is_new(&reply_to) {
-            return drops.count(Reason::Stale);
-        }
         let opening = match envelope::opening(message.headers.as_ref()) {
             Ok(opening) => opening,
             Err(reason) => return drops.count(reason),

@@ -15,6 +15,8 @@ pub const HTTP_INTERFACE: &str = "wasi:http/incoming-handler";
 
 /// How long a request waits for an actor that no host offers at the moment, or for a bus that is away.
 const MOVE_WAIT: Duration = Duration::from_secs(1);
+/// Silence after which a request that may be repeated is.
+const REPEAT_AFTER: Duration = Duration::from_secs(2);
 const MOVE_POLL: Duration = Duration::from_millis(50);
 
 /// The actor `actor` of `app` on whichever host runs it.
@@ -31,6 +33,30 @@ impl RemoteHttp {
 }
 
 impl RemoteHttp {
+    /// The client library forgets a subscription before the last messages for it have come, so a request can be lost
+    /// when an actor moves. What may be repeated (RFC 9110, 9.2.2) is sent once more when no answer came for a while.
+    async fn call_surely(
+        &self,
+        subject: String,
+        message: Bytes,
+        end: Instant,
+        repeatable: bool,
+    ) -> Result<Reply, bus::Error> {
+        let first = self.call_when_placed(subject.clone(), message.clone(), end);
+        if !repeatable {
+            return first.await;
+        }
+        tokio::pin!(first);
+        if let Ok(reply) = tokio::time::timeout(REPEAT_AFTER, &mut first).await {
+            return reply;
+        }
+        let second = self.call_when_placed(subject, message, end);
+        tokio::select! {
+            reply = first => reply,
+            reply = second => reply,
+        }
+    }
+
     /// A request that reached nobody was not carried out: while an actor moves from one host to another, it waits for
     /// the other instead of failing.
     async fn call_when_placed(&self, subject: String, message: Bytes, end: Instant) -> Result<Reply, bus::Error> {
@@ -73,7 +99,8 @@ impl HttpServe for RemoteHttp {
         let message = head::encode_request(&parts, &body)?;
         drop(body);
         let subject = self.bus.subjects().rpc(&self.app, &self.actor, HTTP_INTERFACE);
-        let reply = self.call_when_placed(subject, message, end).await;
+        let repeatable = matches!(parts.method, http::Method::GET | http::Method::HEAD);
+        let reply = self.call_surely(subject, message, end, repeatable).await;
         let reply = reply.map_err(|e| call_error(e, "ingress", "HTTP", &whom))?;
         let response = head::decode_response(reply.payload)?;
         Ok(response.map(full))
