@@ -70,7 +70,7 @@ pub(crate) enum Undo {
 
 #[derive(Debug, Clone)]
 pub(crate) enum What {
-    Packet(Packet),
+    Packet(Box<Packet>),
     Timer(Timer),
 }
 
@@ -171,7 +171,7 @@ impl Params {
             start_fails: *d.pick(&[0, 5, 30]),
             bad_revisions: *d.pick(&[0, 5, 25]),
             store_crashes: *d.pick(&[0, 2, 8]),
-            dispatch_crashes: *d.pick(&[0, 1, 4]),
+            dispatch_crashes: *d.pick(&[0, 3, 10]),
         }
     }
 }
@@ -261,7 +261,7 @@ impl Ctx {
             }
             let slow = self.dice.percent(20);
             let delay = 1 + self.dice.below(if slow { self.net.delay_ms } else { self.net.delay_ms.min(30) });
-            self.push(delay, to, 0, What::Packet(packet.clone()));
+            self.push(delay, to, 0, What::Packet(Box::new(packet.clone())));
             sent = true;
         }
         sent
@@ -289,7 +289,8 @@ impl Ctx {
     /// What `member` told the other members since `mark` never left it.
     pub(crate) fn unsend(&mut self, member: usize, mark: u64) {
         let gone = |event: &Event| {
-            event.seq > mark && matches!(event.what, What::Packet(Packet::Raft { from, .. }) if from == member)
+            event.seq > mark
+                && matches!(&event.what, What::Packet(p) if matches!(**p, Packet::Raft { from, .. } if from == member))
         };
         self.queue.retain(|event| !gone(&event.0));
     }

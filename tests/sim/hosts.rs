@@ -193,7 +193,7 @@ impl Host {
         }
     }
 
-    fn greeting(&self) -> pb::Hello {
+    pub(crate) fn greeting(&self) -> pb::Hello {
         let interfaces = Builtin::Keyvalue.interfaces().iter().map(|i| (*i).to_owned()).collect();
         let (arch, os) = (self.arch.to_owned(), "linux".to_owned());
         // Its port is another one after some starts.
@@ -368,7 +368,7 @@ impl Host {
         if !self.connected {
             return;
         }
-        let full = changed || beat.seq % FULL_EVERY == 0;
+        let full = changed || beat.seq.is_multiple_of(FULL_EVERY);
         let beat = pb::Beat { inventory: beat.inventory.clone().filter(|_| full), ..beat.clone() };
         for member in 0..ctx.params.members {
             ctx.send(self.me(), Node::Member(member), Packet::Beat(beat.clone()));

@@ -2,7 +2,8 @@
 //! between log, heartbeats and assignments. Must never decide anything that `plan` or `State` decides.
 
 use crate::ctx::{Ctx, LATTICE, Mutation, Node, Packet, Timer, host_number};
-use crate::history::{History, same_component};
+use crate::history::History;
+use crate::judge;
 use crate::log::{Did, Log};
 use prost::Message;
 use proto::app::{HostId, Name};
@@ -51,7 +52,7 @@ pub(crate) struct Process {
     calls_made: u64,
     ticks: u64,
     led: u64,
-    failed_here: BTreeSet<(HostId, Name, Name, u64)>,
+    pub(crate) failed_here: BTreeSet<(HostId, Name, Name, u64)>,
     /// What a mutation sends again, and whom it sent something.
     first_sent: BTreeMap<HostId, pb::Assignment>,
     sent: BTreeSet<(HostId, u64)>,
@@ -356,7 +357,8 @@ impl Member {
             ctx.count("brake pulled");
         }
         self.process.braking = plan.brake;
-        self.judge(ctx, &plan);
+        judge::plan(ctx, &self.process.state, &self.process.observed, &plan);
+        judge::rollouts(ctx, &mut self.process);
         let mut commands = Vec::new();
         let mut command = |what| commands.push(pb::Command { request_id: String::new(), what: Some(what) });
         plan.lost.iter().for_each(|h| command(What::MarkLost(pb::MarkLost { host: h.to_string() })));
@@ -370,57 +372,6 @@ impl Member {
             return;
         }
         self.dispatch(ctx);
-    }
-
-    /// What a leader that just took office does not know is not "not running": no more hosts change their revision at
-    /// once than a rollout may.
-    fn judge(&mut self, ctx: &mut Ctx, plan: &plan::Plan) {
-        let (state, observed) = (&self.process.state, &self.process.observed);
-        let mut blind: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-        for change in plan.changes.iter().filter(|c| c.replicas > 0) {
-            let (Ok(app), Ok(component), Ok(host)) =
-                (change.app.parse::<Name>(), change.component.parse::<Name>(), change.host.parse::<HostId>())
-            else {
-                return ctx.fail(format!("a plan names {change:?}"));
-            };
-            let before = state.placed(&app, &component).find(|(h, _)| **h == host).map(|(_, p)| p);
-            let Some(before) = before.filter(|b| b.revision != change.revision) else { continue };
-            let Some(at) = state.apps.get(&app) else { continue };
-            let spec = |r| at.revisions.get(&r).map(|r| r.spec.clone());
-            let (Some(old), Some(new)) = (spec(before.revision), spec(change.revision)) else { continue };
-            if same_component(&old, &new, &component) || state.hosts.get(&host).is_none_or(|h| h.lost) {
-                continue;
-            }
-            ctx.count("revision replaced on a host");
-            if observed.hosts.get(&host).is_none_or(|s| s.inventory_version == 0) {
-                *blind.entry((&change.app, &change.component)).or_default() += 1;
-            }
-        }
-        for ((app, component), hosts) in blind {
-            let (Ok(a), Ok(c)) = (app.parse(), component.parse()) else { continue };
-            let most = (state.placed(&a, &c).count() / 4).max(1);
-            if hosts > most {
-                ctx.fail(format!("{app}/{component} changes at once on {hosts} hosts that were not heard, not {most}"));
-            }
-        }
-        self.look_at_rollouts(ctx);
-    }
-
-    /// Counts rollouts that wait for a host where the new revision failed.
-    fn look_at_rollouts(&mut self, ctx: &mut Ctx) {
-        let process = &mut self.process;
-        for ((app, component), hosts) in &process.state.placements {
-            let Some(at) = process.state.apps.get(app) else { continue };
-            let mixed = hosts.values().any(|p| p.revision != at.current);
-            for (host, _) in hosts.iter().filter(|(_, p)| mixed && p.revision == at.current) {
-                let key = (app.clone(), component.clone());
-                let running = process.observed.running(host, &key);
-                let failed = running.iter().any(|r| r.revision == at.current && r.state == pb::RunState::Failed);
-                if failed && process.failed_here.insert((host.clone(), key.0, key.1, at.current)) {
-                    ctx.count("rollout stopped");
-                }
-            }
-        }
     }
 
     fn dispatch(&mut self, ctx: &mut Ctx) {

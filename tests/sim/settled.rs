@@ -64,6 +64,10 @@ fn check_host(ctx: &Ctx, state: &State, host: &Host) -> Result<(), String> {
     if known.lost {
         return Err(format!("h{number} lives and is lost"));
     }
+    let hello = host.greeting();
+    if (&known.hello.boot, &known.hello.labels, &known.hello.ingress) != (&hello.boot, &hello.labels, &hello.ingress) {
+        return Err(format!("h{number} is registered as it was before it started again"));
+    }
     let wants = state.assignment(LATTICE, &host.id, 0).ok_or_else(|| format!("h{number} has no assignment"))?;
     match &host.running.stored {
         Some(has) if has.generation == wants.generation && has.apps == wants.apps && has.routes == wants.routes => {}

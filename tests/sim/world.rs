@@ -86,7 +86,7 @@ impl World {
             Node::Host(number) => self.host_event(number, event),
             Node::Member(number) => self.member_event(number, event),
             Node::Client => match event.what {
-                What::Packet(packet) => self.clients.packet(&mut self.ctx, &self.history, packet),
+                What::Packet(packet) => self.clients.packet(&mut self.ctx, &self.history, *packet),
                 What::Timer(timer) => self.clients.timer(&mut self.ctx, &self.history, timer),
             },
             Node::World => match event.what {
@@ -112,7 +112,7 @@ impl World {
             return ctx.postpone(event, host.paused_until);
         }
         match event.what {
-            What::Packet(packet) => host.packet(ctx, packet),
+            What::Packet(packet) => host.packet(ctx, *packet),
             What::Timer(timer) => host.timer(ctx, timer),
         }
     }
@@ -128,12 +128,12 @@ impl World {
         let mark = ctx.mark();
         match event.what {
             What::Packet(packet) => {
-                if let Packet::Beat(beat) = &packet
+                if let Packet::Beat(beat) = &*packet
                     && beat.leaving
                 {
                     ctx.count("goodbye heard");
                 }
-                member.packet(ctx, &mut self.history, packet);
+                member.packet(ctx, &mut self.history, *packet);
             }
             What::Timer(timer) => member.timer(ctx, &mut self.history, timer),
         }
