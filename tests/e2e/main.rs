@@ -20,3 +20,5 @@ mod keystore;
 mod look;
 mod lost;
 mod moving;
+#[cfg(target_os = "linux")]
+mod power;

@@ -80,6 +80,10 @@ impl Process {
         assert!(self.is_alive(), "{} has ended: {:?}", self.name, self.ended);
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// `kill -9`.
     pub(crate) fn kill(&mut self) {
         if self.is_alive() {
