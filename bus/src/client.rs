@@ -2,7 +2,7 @@
 //! error now, never a queue that is sent late.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::client::PublishErrorKind;
@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::inbox::Inbox;
+use crate::replay::Taken;
 use crate::transfer::Budget;
 use crate::wire::{Connection, Feed, Wire};
 use crate::{Config, Drops, Error, Reason, Subscription, envelope, subscription};
@@ -34,6 +35,8 @@ pub(crate) struct Link {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) drops: Arc<Drops>,
     pub(crate) budget: Budget,
+    /// Of the requests that came.
+    taken: Mutex<Taken>,
     subjects: Subjects,
     connection: watch::Receiver<Connection>,
     pump: TaskTracker,
@@ -60,6 +63,7 @@ impl Bus {
             inbox,
             drops,
             budget: Budget::default(),
+            taken: Mutex::default(),
             subjects: Subjects::new(&config.lattice),
             connection: wire.connection(),
             pump,
@@ -159,6 +163,11 @@ impl fmt::Debug for Bus {
 impl Link {
     pub(crate) fn is_up(&self) -> bool {
         self.wire.is_up()
+    }
+
+    /// Whether a request to be answered at `inbox` is not one that came before.
+    pub(crate) fn is_new(&self, inbox: &str) -> bool {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).take(inbox)
     }
 
     /// Returns when the connection is up, or at once with `Closed` when it never will be again.

@@ -16,10 +16,13 @@ pub enum Reason {
     Overflow,
     /// What it answers has ended, or something newer is known.
     Stale,
+    /// It was taken already.
+    Replayed,
 }
 
 impl Reason {
-    pub const ALL: [Self; 5] = [Self::Malformed, Self::Foreign, Self::Oversized, Self::Overflow, Self::Stale];
+    pub const ALL: [Self; 6] =
+        [Self::Malformed, Self::Foreign, Self::Oversized, Self::Overflow, Self::Stale, Self::Replayed];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -28,13 +31,14 @@ impl Reason {
             Self::Oversized => "oversized",
             Self::Overflow => "overflow",
             Self::Stale => "stale",
+            Self::Replayed => "replayed",
         }
     }
 }
 
 #[derive(Debug, Default)]
 pub struct Drops {
-    counts: [AtomicU64; 5],
+    counts: [AtomicU64; 6],
 }
 
 impl Drops {
@@ -67,7 +71,8 @@ mod tests {
             }
         }
         let each: Vec<_> = drops.each().map(|(reason, count)| (reason.name(), count)).collect();
-        assert_eq!(each, [("malformed", 1), ("foreign", 2), ("oversized", 3), ("overflow", 4), ("stale", 5)]);
-        assert_eq!(drops.total(), 15);
+        let names = ["malformed", "foreign", "oversized", "overflow", "stale", "replayed"];
+        assert_eq!(each, names.into_iter().zip(1..).collect::<Vec<_>>());
+        assert_eq!(drops.total(), 21);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Reading order: `envelope` (what travels in headers; pure), `client` (connect, publish, subscribe), `wire` (what
 //! keeps the connection), `inbox` (where answers arrive), `call` and `serve` (the two ends of a call), `transfer`
-//! (bodies above the message limit), `drops` (what was refused, counted); then `broker` behind the feature of that
+//! (bodies above the message limit), `replay` (what was taken already; pure), `drops` (what was refused, counted); then `broker` behind the feature of that
 //! name.
 //!
 //! What is absent: knowledge of any message type beyond "it is protobuf", and JetStream. Nothing that arrives can
@@ -15,6 +15,7 @@ mod drops;
 mod envelope;
 mod error;
 mod inbox;
+mod replay;
 mod serve;
 mod subscription;
 mod transfer;

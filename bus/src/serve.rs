@@ -84,6 +84,37 @@ impl Bus {
         H: Fn(Request) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Reply, Refusal>> + Send + 'static,
     {
+        self.serve_how(subject, queue, concurrent_max, false, handler).await
+    }
+
+    /// As `serve`, for handlers that compute for microseconds at most before they wait or are done: they get a task only
+    /// when they have to wait. One that computes for long delays the other calls of this subject.
+    pub async fn serve_in_place<H, F>(
+        &self,
+        subject: String,
+        queue: Option<String>,
+        concurrent_max: usize,
+        handler: H,
+    ) -> Result<Serving, Error>
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Reply, Refusal>> + Send + 'static,
+    {
+        self.serve_how(subject, queue, concurrent_max, true, handler).await
+    }
+
+    async fn serve_how<H, F>(
+        &self,
+        subject: String,
+        queue: Option<String>,
+        concurrent_max: usize,
+        in_place: bool,
+        handler: H,
+    ) -> Result<Serving, Error>
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Reply, Refusal>> + Send + 'static,
+    {
         subscription::check(&subject)?;
         if let Some(queue) = &queue {
             envelope::check_subject(queue)?;
@@ -96,6 +127,7 @@ impl Bus {
         let lane = Lane {
             bus: self.clone(),
             handler,
+            in_place,
             running: Arc::new(Semaphore::new(concurrent_max)),
             waiting: Arc::new(Semaphore::new(concurrent_max)),
             handlers: handlers.clone(),
@@ -109,6 +141,7 @@ impl Bus {
 struct Lane<H> {
     bus: Bus,
     handler: H,
+    in_place: bool,
     running: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     handlers: TaskTracker,
@@ -153,6 +186,9 @@ where
             Ok(opening) => opening,
             Err(reason) => return drops.count(reason),
         };
+        if !self.bus.link.is_new(&reply_to) {
+            return drops.count(Reason::Replayed);
+        }
         if opening.size.is_some_and(|size| size > CALL_BYTES_MAX) {
             drops.count(Reason::Oversized);
             let text = format!("the request is above the limit of {CALL_BYTES_MAX} bytes: send less at a time");
@@ -161,7 +197,11 @@ where
         let job = Job { deadline: Instant::now() + opening.left, opening, message, reply_to };
         if let Ok(slot) = Arc::clone(&self.running).try_acquire_owned() {
             let lane = Arc::clone(self);
-            self.handlers.spawn(async move { lane.answer(job, slot).await });
+            let mut answer = Box::pin(async move { lane.answer(job, slot).await });
+            // Polled once here, the rest elsewhere: most need no rest.
+            if !self.in_place || futures::poll!(answer.as_mut()).is_pending() {
+                self.handlers.spawn(answer);
+            }
         } else if let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() {
             let lane = Arc::clone(self);
             self.handlers.spawn(async move {

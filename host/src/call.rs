@@ -67,6 +67,11 @@ pub trait Serve: Send + Sync {
         function: &str,
         params: Bytes,
     ) -> Result<Bytes, CallError>;
+
+    /// Whether it computes for microseconds at most before it waits or is done: then a call needs no task of its own.
+    fn is_quick(&self) -> bool {
+        false
+    }
 }
 
 /// On whose behalf a provider is called. Travels in headers when the call crosses the bus.

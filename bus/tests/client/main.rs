@@ -44,6 +44,7 @@ on_both![
     everything_lives_again_after_the_broker_did,
     nothing_is_kept_while_down,
     garbage_is_dropped_and_counted,
+    a_request_that_comes_again_is_not_carried_out_again,
     headers_that_kill_the_client_library_do_not_kill_us,
     a_subscription_that_is_not_read_is_bounded,
     a_wrong_token_is_told,
@@ -406,6 +407,33 @@ async fn garbage_is_dropped_and_counted(kind: Kind) {
     assert_eq!(bus.drops().get(Reason::Malformed), 10);
     call(&bus, "in", b"").await.unwrap();
     assert_eq!(bus.connection().borrow().count, 1);
+}
+
+async fn a_request_that_comes_again_is_not_carried_out_again(kind: Kind) {
+    let broker = Started::on(kind, None).await;
+    let (a, b) = (broker.bus().await, broker.bus().await);
+    let carried_out = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&carried_out);
+    let handler = move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async { Ok(Reply::default()) }
+    };
+    let _serving = b.serve("once".into(), None, 4, handler).await.unwrap();
+    let mut raw = broker.raw().await;
+    raw.write(b"SUB once 1\r\nPING\r\n").await;
+    raw.until("PONG").await;
+    for _ in 0..3 {
+        call(&a, "once", b"cents").await.unwrap();
+    }
+    let heard = raw.until("cents").await;
+    let inbox = heard.split_whitespace().find(|word| word.starts_with("_INBOX.")).unwrap();
+    for n in 1..=5u64 {
+        raw.write(format!("PUB once {inbox} 5\r\ncents\r\n").as_bytes()).await;
+        until(async || b.drops().get(Reason::Replayed) == n).await;
+    }
+    assert_eq!(carried_out.load(Ordering::SeqCst), 3);
+    call(&a, "once", b"cents").await.unwrap();
+    assert_eq!(carried_out.load(Ordering::SeqCst), 4);
 }
 
 async fn headers_that_kill_the_client_library_do_not_kill_us(kind: Kind) {

@@ -7,6 +7,8 @@ use bytes::Bytes;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Bytes of a value.
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a bucket's name.
+pub const BUCKET_BYTES_MAX: usize = 256;
 /// Keys in one answer of `list_keys`, and in one batch.
 pub const KEYS_MAX: usize = 1000;
 

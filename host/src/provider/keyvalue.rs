@@ -11,7 +11,7 @@ mod views;
 
 use crate::call::LinkContext;
 use crate::capability::keystore::KeyStore;
-use crate::capability::keyvalue::{KeyValue, VALUE_BYTES_MAX};
+use crate::capability::keyvalue::{BUCKET_BYTES_MAX, KeyValue, VALUE_BYTES_MAX};
 use commit::{Health, Outcome, Queue, Write};
 use proto::app::Name;
 use record::Namespace;
@@ -22,8 +22,6 @@ use table::{Fault, Table};
 
 /// Bytes of all values that one `set_many` takes or one `get_many` gives.
 pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of a bucket's name.
-pub const BUCKET_BYTES_MAX: usize = 256;
 /// How often expired records are removed. They are invisible from the moment they expire.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 

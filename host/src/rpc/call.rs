@@ -9,10 +9,8 @@ use proto::app::Name;
 use std::sync::Arc;
 use std::time::Instant;
 
-const FUNCTION: &str = "Lattice-Function";
-const APP: &str = "Lattice-App";
-const CONSUMER: &str = "Lattice-Consumer";
-const LINK: &str = "Lattice-Link";
+/// The function, the consumer's app, the consumer, the link, with spaces between; only the last may have spaces in it.
+const CALL: &str = "Lattice-Call";
 /// Bytes of the name of a function or a link.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -40,12 +38,8 @@ impl Serve for RemoteServe {
     ) -> Result<Bytes, CallError> {
         check_bytes(&params, interface)?;
         let subject = self.bus.subjects().rpc(&self.app, &self.component, interface);
-        let headers = Headers::from([
-            (FUNCTION.to_owned(), function.to_owned()),
-            (APP.to_owned(), link.app.clone()),
-            (CONSUMER.to_owned(), link.consumer.clone()),
-            (LINK.to_owned(), link.name.clone()),
-        ]);
+        let call = format!("{function} {} {} {}", link.app, link.consumer, link.name);
+        let headers = Headers::from([(CALL.to_owned(), call)]);
         let reply = self.bus.call(subject, headers, params, link.deadline.unwrap_or(DEADLINE_DEFAULT)).await;
         reply.map(|r| r.payload).map_err(|e| {
             let who = format!("link {:?} of actor {:?}", link.name, link.consumer);
@@ -76,11 +70,15 @@ pub async fn serve_component(
         });
         let subject = bus.subjects().rpc(app, component, interface);
         let queue = Some("rpc".to_owned());
+        let is_quick = end.serve.is_quick();
         let answer = move |request| {
             let end = end.clone();
             async move { end.answer(request).await }
         };
-        servings.push(bus.serve(subject, queue, CONCURRENT_MAX, answer).await?);
+        servings.push(match is_quick {
+            true => bus.serve_in_place(subject, queue, CONCURRENT_MAX, answer).await?,
+            false => bus.serve(subject, queue, CONCURRENT_MAX, answer).await?,
+        });
     }
     Ok(servings)
 }
@@ -140,16 +138,18 @@ impl End {
 
     /// The function and the caller, if the headers are what `RemoteServe` writes.
     fn read(&self, headers: &Headers) -> Option<(String, Caller)> {
-        let named = |header: &str| headers.get(header).filter(|v| !v.is_empty() && v.len() <= NAME_BYTES_MAX).cloned();
+        let mut parts = headers.get(CALL)?.splitn(4, ' ');
+        let mut part = || parts.next().filter(|part| !part.is_empty() && part.len() <= NAME_BYTES_MAX);
+        let function = part()?.to_owned();
         let caller = Caller {
-            app: named(APP)?.parse().ok()?,
-            consumer: named(CONSUMER)?.parse().ok()?,
+            app: part()?.parse().ok()?,
+            consumer: part()?.parse().ok()?,
             provider_app: self.app.clone(),
             provider: self.component.clone(),
             interface: self.interface.clone(),
-            link: named(LINK)?,
+            link: part()?.to_owned(),
         };
-        Some((named(FUNCTION)?, caller))
+        Some((function, caller))
     }
 }
 
