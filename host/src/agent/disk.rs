@@ -55,6 +55,20 @@ impl Disk {
         }
     }
 
+    /// A new boot id: behind the last one of this host in order, whatever the clock says.
+    pub(super) fn boot(&self) -> Result<String, Error> {
+        let path = self.dir.join("boot");
+        let last = match fs::read_to_string(&path) {
+            // A damaged one counts as none.
+            Ok(text) => text.trim().parse::<ulid::Ulid>().ok(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(at(&path)(e)),
+        };
+        let boot = boot_after(last, ulid::Ulid::generate());
+        self.replace("boot", boot.to_string().as_bytes())?;
+        Ok(boot.to_string())
+    }
+
     /// The last assignment that was stored. A damaged one counts as none: the scheduler sends it again.
     pub(super) fn assignment(&self) -> Option<pb::Assignment> {
         let path = self.dir.join("assignment");
@@ -88,9 +102,34 @@ impl Disk {
     }
 }
 
+/// `fresh` if the clock went on since `last`, else the id behind `last`.
+fn boot_after(last: Option<ulid::Ulid>, fresh: ulid::Ulid) -> ulid::Ulid {
+    match last {
+        Some(last) if fresh <= last => last.increment().unwrap_or(last),
+        _ => fresh,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_boot_is_behind_the_last_one_even_when_the_clock_went_back() {
+        let id = |ms, random| ulid::Ulid::from_parts(ms, random);
+        assert_eq!(boot_after(None, id(5, 1)), id(5, 1));
+        assert_eq!(boot_after(Some(id(5, 9)), id(6, 1)), id(6, 1));
+        assert_eq!(boot_after(Some(id(5, 9)), id(4, 1)), id(5, 10));
+        assert_eq!(boot_after(Some(id(5, 9)), id(5, 9)), id(5, 10));
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        let future = id(ulid::Ulid::generate().timestamp_ms() + 1_000_000, 7).to_string();
+        fs::write(dir.path().join("boot"), &future).unwrap();
+        let (first, second) = (disk.boot().unwrap(), disk.boot().unwrap());
+        assert!(future < first && first < second, "{future} {first} {second}");
+        fs::write(dir.path().join("boot"), "garbage").unwrap();
+        assert!(disk.boot().unwrap() < future);
+    }
 
     #[test]
     fn identity_and_assignment_survive_and_damage_is_seen() {
