@@ -4,24 +4,32 @@ use crate::Bench;
 use crate::figures::{Series, Table, number};
 use anyhow::{Context as _, Result};
 use scheduler::raft::{self, Alone, Config, Handle, StateMachine};
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 const ENTRY_BYTES: usize = 1024;
 const IN_FLIGHT: [usize; 3] = [1, 64, 1_000];
+/// Entries that fit the file that does not grow.
+const ENTRIES_IN_PLACE: u64 = 8_192;
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     let dir = bench.folder("raft")?;
-    let mut file = OpenOptions::new().create(true).append(true).open(dir.join("plain")).context("a file to sync")?;
+    let (in_place, growing) = (whole_file(&dir.join("in-place"))?, File::create(dir.join("growing")));
+    let growing = growing.context("a file to sync")?;
     let handle = raft::start(Config::alone(1, dir.join("log")), Count::default(), Alone).context("the log")?;
-    let (mut plain, mut figures) = (Series::default(), vec![Figures::default(); IN_FLIGHT.len()]);
+    let (mut plain, mut appended, mut grown) = (Series::default(), Series::default(), 0);
+    let mut figures = vec![Figures::default(); IN_FLIGHT.len()];
     let measured = bench.runtime.block_on(async {
         // Also waits until it leads.
         handle.propose(vec![0]).await.context("the first proposal")?;
         for _ in 0..bench.rounds() {
-            plain.push(sync_rate(&mut file, bench.time())?);
+            plain.push(sync_rate(&in_place, bench.time(), |count| count % ENTRIES_IN_PLACE)?);
+            appended.push(sync_rate(&growing, bench.time(), |_| {
+                grown += 1;
+                grown - 1
+            })?);
             for (in_flight, figures) in IN_FLIGHT.iter().zip(&mut figures) {
                 propose(&handle, *in_flight, bench.time(), figures).await?;
             }
@@ -39,19 +47,24 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         "writes per flush",
         "to the disk alone",
     ]);
-    let mut row = |what: &str, in_flight: usize, rate: &Series, wait_ms: f64, share: &Series| {
+    let mut row = |what: &str, in_flight: usize, rate: &Series, per_flush: &Series| {
+        let wait_ms = in_flight as f64 * 1e3 / rate.median();
         let to = rate.ratio_to(&plain);
-        table.row([what.into(), in_flight.to_string(), rate.show(), rate.spread(), number(wait_ms), share.show(), to]);
+        table.row([
+            what.into(),
+            in_flight.to_string(),
+            rate.show(),
+            rate.spread(),
+            number(wait_ms),
+            per_flush.show(),
+            to,
+        ]);
     };
-    row("append and fdatasync of a file", 1, &plain, 1e3 / plain.median(), &[1.0].into_iter().collect());
+    let one = [1.0].into_iter().collect();
+    row("a file, written in place and synced", 1, &plain, &one);
+    row("a file, appended to and synced", 1, &appended, &one);
     for (in_flight, f) in IN_FLIGHT.iter().zip(&figures) {
-        row(
-            "committed, durable and applied",
-            *in_flight,
-            &f.per_second,
-            *in_flight as f64 * 1e3 / f.per_second.median(),
-            &f.per_flush,
-        );
+        row("the log, until committed and applied", *in_flight, &f.per_second, &f.per_flush);
     }
     table.print();
     let bytes = folder_bytes(&dir.join("log"))?;
@@ -111,16 +124,26 @@ async fn propose(handle: &Handle, in_flight: usize, time: Duration, figures: &mu
     Ok(())
 }
 
-/// Appends of the size of an entry, each made durable before the next, per second.
-fn sync_rate(file: &mut File, time: Duration) -> Result<f64> {
+/// A file that does not grow while it is measured: what the disk itself takes to make a write durable.
+fn whole_file(path: &Path) -> Result<File> {
+    let file = File::create(path).context("a file to sync")?;
+    for number in 0..ENTRIES_IN_PLACE {
+        file.write_all_at(&[0; ENTRY_BYTES], number * ENTRY_BYTES as u64).context("writing")?;
+    }
+    file.sync_all().context("syncing")?;
+    Ok(file)
+}
+
+/// Writes of the size of an entry, each made durable before the next, per second. `place` says where each goes.
+fn sync_rate(file: &File, time: Duration, mut place: impl FnMut(u64) -> u64) -> Result<f64> {
     let began = Instant::now();
-    let mut count = 0u32;
+    let mut count = 0;
     while began.elapsed() < time {
-        file.write_all(&[7; ENTRY_BYTES]).context("writing")?;
+        file.write_all_at(&[7; ENTRY_BYTES], place(count) * ENTRY_BYTES as u64).context("writing")?;
         file.sync_data().context("syncing")?;
         count += 1;
     }
-    Ok(f64::from(count) / began.elapsed().as_secs_f64())
+    Ok(count as f64 / began.elapsed().as_secs_f64())
 }
 
 fn folder_bytes(dir: &Path) -> Result<u64> {
