@@ -281,6 +281,7 @@ mod tests {
                 version: 9,
                 message: "no host for one replica".into(),
                 urls: vec!["http://127.0.0.1:8000/".into()],
+                failed: false,
             }),
             actors: vec![v1::ActorStatus {
                 app: "hello".into(),

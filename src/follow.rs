@@ -53,7 +53,7 @@ impl Progress {
                 }
                 app.phase = match status.state.as_str() {
                     "running" => Phase::Running,
-                    "failed" => Phase::Failed(why(status)),
+                    _ if status.failed => Phase::Failed(why(status)),
                     "deleting" => Phase::Failed("it was deleted meanwhile".into()),
                     _ => Phase::Waiting,
                 };
@@ -290,10 +290,23 @@ mod tests {
     #[test]
     fn a_failed_app_gives_exit_code_1_and_its_reason() {
         let mut progress = Progress::new(&[change("a", 1, 5)]);
-        progress.see(&status("a", 1, "failed", "actor \"web\": traps at start\nwasm backtrace"));
+        let mut event = status("a", 1, "failed", "actor \"web\": traps at start\nwasm backtrace");
+        let Some(What::App(app)) = &mut event.what else { panic!("no app") };
+        app.failed = true;
+        progress.see(&event);
         let failure = progress.outcome().unwrap().unwrap_err();
         assert_eq!(failure.code(), 1);
         assert_eq!(failure.to_string(), "app/a failed: actor \"web\": traps at start wasm backtrace");
+    }
+
+    #[test]
+    fn a_revision_that_fails_beside_a_running_one_gives_exit_code_1() {
+        let mut progress = Progress::new(&[change("a", 2, 5)]);
+        let mut event = status("a", 2, "degraded", "actor \"web\": traps at start");
+        let Some(What::App(app)) = &mut event.what else { panic!("no app") };
+        app.failed = true;
+        progress.see(&event);
+        assert_eq!(progress.outcome().unwrap().unwrap_err().code(), 1);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::events::{Events, unix_ms};
 use crate::plan::{self, Config as Timers, Heard, Observed, Unplaced};
 use crate::raft;
 use crate::replica::{Replica, outcomes};
-use crate::state::VERSION;
+use crate::state::{HOSTS_MAX, VERSION};
 use crate::status::View;
 use bus::{Bus, Headers};
 use prost::Message;
@@ -24,6 +24,8 @@ const ASSIGN_DEADLINE: Duration = Duration::from_secs(5);
 const ASK_DEADLINE: Duration = Duration::from_secs(3);
 /// Calls to hosts under way at once; the next round goes on with the others.
 const CALLS_MAX: usize = 256;
+/// Calls to hosts that are remembered: those that failed lately are not made again at once.
+const BUSY_MAX: usize = 2 * HOSTS_MAX;
 /// How often the hosts beat.
 const BEAT_MS: u32 = 2_000;
 
@@ -94,8 +96,9 @@ impl Shared {
         self.seen.subscribe()
     }
 
+    /// Whether this scheduler leads and knows all that was committed before it did.
     pub fn is_leader(&self) -> bool {
-        self.raft.status().borrow().role == raft::Role::Leader
+        self.raft.status().borrow().governs
     }
 
     /// Proposes commands in one entry; gives an outcome for each.
@@ -178,6 +181,7 @@ impl Control {
     /// One round: plan on what is known, propose, send assignments.
     async fn step(&mut self) {
         let leader = self.shared.is_leader();
+        self.prune();
         if leader && !self.leading {
             let now = self.shared.now_ms();
             self.shared.with_memory(|m| m.observed.since_ms = now);
@@ -199,6 +203,16 @@ impl Control {
         self.carry_out(plan).await;
         self.dispatch();
         self.announce().await;
+    }
+
+    /// Forgets what is over, so that nothing invented on the bus stays.
+    fn prune(&mut self) {
+        let now = Instant::now();
+        self.busy.retain(|_, not_before| not_before.is_none_or(|at| now < at));
+        let state = self.shared.replica.read();
+        self.refused.retain(|host, _| state.hosts.contains_key(host));
+        let (now_ms, after_ms) = (self.shared.now_ms(), self.shared.timers.lost_ms);
+        self.shared.with_memory(|m| m.observed.prune(|host| state.hosts.contains_key(host), now_ms, after_ms));
     }
 
     fn plan(&self) -> plan::Plan {
@@ -329,7 +343,10 @@ impl Control {
         }
         let Ok(id) = hello.host.parse::<HostId>() else { return };
         let now = self.shared.now_ms();
-        self.shared.with_memory(|m| m.observed.hello(&id, &hello, now));
+        if !self.shared.with_memory(|m| m.observed.hello(&id, &hello, now)) {
+            self.shared.bus.drops().count(bus::Reason::Overflow);
+            return;
+        }
         let bare = pb::Hello { term: 0, generation: 0, ..hello.clone() };
         let (known, new) = {
             let state = self.shared.replica.read();
@@ -397,7 +414,7 @@ impl Control {
         if !self.shared.is_leader() && what == "hello" || !self.free(id, what, Instant::now()) {
             return;
         }
-        if self.busy.values().filter(|b| b.is_none()).count() >= CALLS_MAX {
+        if self.busy.len() >= BUSY_MAX || self.busy.values().filter(|b| b.is_none()).count() >= CALLS_MAX {
             return;
         }
         self.busy.insert((id.clone(), what), None);

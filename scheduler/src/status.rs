@@ -4,7 +4,8 @@ use crate::plan::{Config, Observed, RunningNow, Unplaced, daemon_target, meets};
 use crate::state::{AppState, HostState, State};
 use proto::app::{Component, HostId, Kind, Link, Name, Scaler};
 use proto::v1 as pb;
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::net::SocketAddr;
 
 /// Everything a status is computed from.
 pub struct View<'a> {
@@ -57,6 +58,7 @@ impl View<'_> {
             (_, None, Some(_)) if running > 0 => "degraded",
             _ => "deploying",
         };
+        let has_failed = failed.is_some();
         let message = if state == "running" { String::new() } else { failed.or(waiting).unwrap_or_default() };
         pb::AppStatus {
             name: name.to_string(),
@@ -67,6 +69,7 @@ impl View<'_> {
             version: app.version,
             message,
             urls: self.urls(app),
+            failed: has_failed,
         }
     }
 
@@ -117,12 +120,12 @@ impl View<'_> {
 
     /// Where the app's routes answer: every ready ingress.
     fn urls(&self, app: &AppState) -> Vec<String> {
-        let ingresses: Vec<(&str, &str)> = self
+        let ingresses: Vec<(&str, Cow<'_, str>)> = self
             .state
             .hosts
             .values()
             .filter(|h| !h.lost && !h.hello.ingress.is_empty())
-            .map(|h| (if h.hello.ingress_tls { "https" } else { "http" }, h.hello.ingress.as_str()))
+            .map(|h| (if h.hello.ingress_tls { "https" } else { "http" }, reachable(&h.hello)))
             .collect();
         let mut urls = Vec::new();
         for component in app.spec().components.values() {
@@ -131,7 +134,7 @@ impl View<'_> {
                 for (scheme, ingress) in ingresses.iter().take(8) {
                     let port = ingress.rsplit(':').next().unwrap_or_default();
                     let host =
-                        if route.host.is_empty() { (*ingress).to_owned() } else { format!("{}:{port}", route.host) };
+                        if route.host.is_empty() { ingress.to_string() } else { format!("{}:{port}", route.host) };
                     urls.push(format!("{scheme}://{host}{}", route.path));
                 }
             }
@@ -296,6 +299,14 @@ impl View<'_> {
     }
 }
 
+/// An ingress that listens on every address of its machine is reached by the machine's name.
+fn reachable(hello: &pb::Hello) -> Cow<'_, str> {
+    match hello.ingress.parse::<SocketAddr>() {
+        Ok(at) if at.ip().is_unspecified() => format!("{}:{}", hello.name, at.port()).into(),
+        _ => hello.ingress.as_str().into(),
+    }
+}
+
 fn state_of(record: &HostState, now: Option<&RunningNow>) -> (String, String) {
     if record.lost {
         return ("lost".into(), format!("host {} is lost", record.hello.name));
@@ -305,9 +316,4 @@ fn state_of(record: &HostState, now: Option<&RunningNow>) -> (String, String) {
         Some((pb::RunState::Failed, n)) => ("failed".into(), n.error.clone()),
         _ => ("starting".into(), String::new()),
     }
-}
-
-/// What changed between two rounds of status, for watches: apps whose status differs.
-pub fn differing(before: &BTreeMap<String, pb::AppStatus>, after: &[pb::AppStatus]) -> Vec<pb::AppStatus> {
-    after.iter().filter(|a| before.get(&a.name) != Some(a)).cloned().collect()
 }

@@ -344,6 +344,7 @@ mod tests {
             version: 9,
             message: String::new(),
             urls: vec!["http://127.0.0.1:8000/".into()],
+            failed: false,
         };
         assert_eq!(
             serde_json::to_value(App::from(status)).unwrap(),

@@ -218,7 +218,7 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
         host::agent::Config {
             lattice: config.bus.lattice.clone(),
             data: config.data,
-            name: Some(config.name),
+            name: config.name,
             labels: config.labels,
             ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls }),
         },

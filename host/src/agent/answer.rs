@@ -95,7 +95,10 @@ fn logs_of(parts: &Parts, ask: &pb::AskLogs) -> Result<pb::LogLines, String> {
 
 async fn call_of(parts: &Parts, call: &pb::AskCall, left: Duration) -> Result<String, String> {
     let Some(actor) = parts.running.actor_named(&call.app, &call.actor) else {
-        return Err(format!("{}/{} does not run here now; try again", call.app, call.actor));
+        return Err(format!(
+            "{}/{} does not run here now, or is a provider, which only links reach; see `lattice get actors`",
+            call.app, call.actor
+        ));
     };
     let called = actor.call_wave(&call.interface, &call.function, &call.args);
     match tokio::time::timeout(left, called).await {

@@ -19,9 +19,3 @@ pub(super) fn find_out() -> pb::Facts {
         interfaces,
     }
 }
-
-/// What the machine calls itself.
-pub(super) fn machine_name() -> String {
-    let read = |path| std::fs::read_to_string(path).ok().map(|s| s.trim().to_owned()).filter(|s| !s.is_empty());
-    read("/proc/sys/kernel/hostname").or_else(|| read("/etc/hostname")).unwrap_or_else(|| "host".to_owned())
-}

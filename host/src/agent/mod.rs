@@ -39,8 +39,8 @@ pub struct Config {
     pub lattice: LatticeName,
     /// Identity, last assignment, artifacts, compiled code and the built-in store live under it.
     pub data: PathBuf,
-    /// What people call this host; the machine's name if `None`.
-    pub name: Option<String>,
+    /// What people call this host.
+    pub name: String,
     pub labels: BTreeMap<String, String>,
     pub ingress: Option<IngressConfig>,
 }
@@ -119,8 +119,8 @@ impl Agent {
         let addr = ingress.as_ref().map(Ingress::addr);
         let identity = Identity {
             lattice: config.lattice,
-            name: config.name.unwrap_or_else(facts::machine_name),
-            boot: ulid::Ulid::generate().to_string(),
+            name: config.name,
+            boot: disk.boot()?,
             labels: config.labels,
             facts: facts::find_out(),
             ingress: addr.map(|a| a.to_string()).unwrap_or_default(),

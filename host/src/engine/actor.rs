@@ -155,12 +155,16 @@ impl Actor {
 
     fn export(&self, interface: &str, function: &str) -> Result<&Export, CallError> {
         let (label, exports) = (&self.shared.env.label, &self.module.exports);
-        let functions = exports.get(without_version(interface)).ok_or_else(|| {
-            CallError::Invalid(format!("actor {label} exports no {interface:?}; it has {}", list(exports.keys())))
-        })?;
+        let of_itself = interface.is_empty();
+        let Some(functions) = exports.get(without_version(interface)) else {
+            let what = if of_itself { format!("function {function:?} by itself") } else { format!("{interface:?}") };
+            let has = list(exports.keys());
+            return Err(CallError::Invalid(format!("actor {label} exports no {what}; it has {has}")));
+        };
         functions.get(function).ok_or_else(|| {
             let names = list(functions.keys());
-            CallError::Invalid(format!("{interface} of actor {label} has no function {function:?}; it has {names}"))
+            let whose = if of_itself { format!("actor {label}") } else { format!("{interface} of actor {label}") };
+            CallError::Invalid(format!("{whose} has no function {function:?}; it has {names}"))
         })
     }
 

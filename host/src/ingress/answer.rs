@@ -35,7 +35,7 @@ impl Front {
         };
         strip_hop_by_hop(request.headers_mut());
         let request = request.map(|body| body.map_err(wasmtime_wasi_http::Error::from).boxed_unsync());
-        match self.dispatch.http(&route.app, &route.actor, request).await {
+        match self.dispatch.http(&route, request).await {
             Ok(response) if response.status().is_informational() => {
                 let text = format!("actor {}/{} answered with status {}", route.app, route.actor, response.status());
                 plain(StatusCode::BAD_GATEWAY, &text)

@@ -1,5 +1,6 @@
 //! Where the request of a route is answered: by the actor if it runs on this host, else over the bus.
 
+use super::Route;
 use crate::call::{Body, CallError, HttpServe};
 use crate::rpc::RemoteHttp;
 use bus::Bus;
@@ -8,13 +9,13 @@ use proto::app::Name;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest that a request waits for an actor on another host, whose own limit is not known here.
-pub const REMOTE_DEADLINE: Duration = Duration::from_secs(60);
+/// What the way over the bus may take beyond the actor's own limit, so that it is the actor's host that tells of it.
+const BUS_SLACK: Duration = Duration::from_secs(1);
 
 /// Answers for an actor. Its errors become statuses.
 #[async_trait::async_trait]
 pub trait Dispatch: Send + Sync {
-    async fn http(&self, app: &Name, actor: &Name, request: Request<Body>) -> Result<Response<Body>, CallError>;
+    async fn http(&self, route: &Route, request: Request<Body>) -> Result<Response<Body>, CallError>;
 }
 
 /// The actors that run on this host now.
@@ -37,12 +38,13 @@ impl Nearest {
 
 #[async_trait::async_trait]
 impl Dispatch for Nearest {
-    async fn http(&self, app: &Name, actor: &Name, request: Request<Body>) -> Result<Response<Body>, CallError> {
+    async fn http(&self, route: &Route, request: Request<Body>) -> Result<Response<Body>, CallError> {
+        let Route { app, actor, deadline } = route;
         match self.here.http(app, actor) {
             Some(actor) => actor.http(request, None).await,
             None => {
                 let remote = RemoteHttp::new(self.bus.clone(), app.clone(), actor.clone());
-                remote.http(request, Some(REMOTE_DEADLINE)).await
+                remote.http(request, Some(*deadline + BUS_SLACK)).await
             }
         }
     }

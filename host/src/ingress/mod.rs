@@ -8,7 +8,7 @@ mod connection;
 mod dispatch;
 mod routes;
 
-pub use dispatch::{Dispatch, Here, Nearest, REMOTE_DEADLINE};
+pub use dispatch::{Dispatch, Here, Nearest};
 pub use routes::{Route, Routes};
 
 use answer::Front;

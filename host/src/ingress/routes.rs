@@ -7,13 +7,19 @@ use proto::v1;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     pub app: Name,
     pub actor: Name,
+    /// How long one request may take there.
+    pub deadline: Duration,
 }
+
+/// Of an actor whose limit a scheduler of an older build did not tell.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
 
 /// The lattice's route table, made for looking up.
 #[derive(Debug, Default)]
@@ -45,7 +51,9 @@ impl Routes {
                 refused += 1;
                 continue;
             };
-            table.insert(&route.host, &route.path, Route { app, actor });
+            let told = (route.deadline_ms > 0).then(|| Duration::from_millis(route.deadline_ms));
+            let route_to = Route { app, actor, deadline: told.unwrap_or(DEADLINE_DEFAULT) };
+            table.insert(&route.host, &route.path, route_to);
         }
         (table, refused)
     }
@@ -137,6 +145,7 @@ mod tests {
                 path: (*path).into(),
                 app: "app".into(),
                 actor: (*actor).into(),
+                deadline_ms: 0,
             })
             .collect();
         let (routes, refused) = Routes::from_wire(&wire);
@@ -228,6 +237,7 @@ mod tests {
                 path: (*path).into(),
                 app: (*app).into(),
                 actor: (*actor).into(),
+                deadline_ms: 0,
             })
             .collect();
         assert_eq!(Routes::from_wire(&wire).1, 4);

@@ -6,7 +6,6 @@ use crate::call::{Body, CallError};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use proto::app::Name;
 use proto::v1;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +26,8 @@ fn body(text: String) -> Body {
 
 #[async_trait::async_trait]
 impl Dispatch for Actors {
-    async fn http(&self, app: &Name, actor: &Name, request: Request<Body>) -> Result<Response<Body>, CallError> {
+    async fn http(&self, route: &Route, request: Request<Body>) -> Result<Response<Body>, CallError> {
+        let Route { app, actor, .. } = route;
         self.asked.fetch_add(1, Ordering::SeqCst);
         let path = request.uri().path().to_owned();
         match path.as_str() {
@@ -56,7 +56,7 @@ impl Dispatch for Actors {
 }
 
 fn route(host: &str, path: &str, actor: &str) -> v1::Route {
-    v1::Route { host: host.into(), path: path.into(), app: "app".into(), actor: actor.into() }
+    v1::Route { host: host.into(), path: path.into(), app: "app".into(), actor: actor.into(), deadline_ms: 0 }
 }
 
 struct Bench {

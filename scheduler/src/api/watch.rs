@@ -15,7 +15,7 @@ pub(crate) type WatchStream = ReceiverStream<Result<pb::WatchEvent, Status>>;
 
 /// Events that wait for a reader; the round waits with them.
 const QUEUE_MAX: usize = 64;
-/// At most so often a watcher is told.
+/// At most so often a watcher is told: what comes later than that after the last time is told at once.
 const ROUND: Duration = Duration::from_millis(50);
 
 pub(super) fn watch(shared: Shared, request: pb::WatchRequest) -> Result<WatchStream, Status> {
@@ -86,6 +86,7 @@ impl Watcher {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         let mut synced = false;
         loop {
+            let told = tokio::time::Instant::now();
             let (index, mut events) = self.round();
             if !synced {
                 events.push(What::Synced(true));
@@ -96,13 +97,13 @@ impl Watcher {
                     return;
                 }
             }
-            tokio::time::sleep(ROUND).await;
             tokio::select! {
                 Ok(()) = applied.changed() => {}
                 Ok(()) = seen.changed() => {}
                 _ = tick.tick() => {}
                 () = self.sender.closed() => return,
             }
+            tokio::time::sleep_until(told + ROUND).await;
         }
     }
 

@@ -61,11 +61,34 @@ impl Planned<'_> {
     fn plan(&self, columns: &mut Columns<'_>, plan: &mut Plan) {
         let none = BTreeMap::new();
         let placed = self.state.placements.get(self.key).unwrap_or(&none);
+        if self.is_settled(placed, columns) {
+            return;
+        }
         let want = match &self.spec.scaler {
             Scaler::Spread { replicas, spread } => self.spread(*replicas, spread, placed, columns, plan),
             Scaler::Daemon { replicas, spread } => self.daemon(*replicas, spread, placed, columns),
         };
         self.emit(placed, &want, columns, plan);
+    }
+
+    /// Whether it is as desired, seen cheaply: most components are, most of the time. May say no where a plan finds
+    /// nothing to do, never yes where it would.
+    fn is_settled(&self, placed: &BTreeMap<HostId, Placed>, columns: &mut Columns<'_>) -> bool {
+        let Scaler::Spread { replicas, spread } = &self.spec.scaler else { return false };
+        if spread.len() > 1 {
+            return false;
+        }
+        let fits = self.fits(spread, columns);
+        let mut sum = 0;
+        for (number, p) in columns.placed(self.key).iter().zip(placed.values()) {
+            let Some(number) = *number else { return false };
+            let host = columns.hosts[number];
+            if p.revision != self.app.current || host.lost || host.draining || !fits[0][number] {
+                return false;
+            }
+            sum += u64::from(p.replicas);
+        }
+        sum == shares(*replicas, spread).iter().map(|(_, n)| n).sum::<u64>()
     }
 
     /// For each share, which hosts meet it; one share that all meet when the manifest names none.

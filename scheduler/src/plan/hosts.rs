@@ -1,7 +1,7 @@
 //! Which hosts fit what. Columns rather than objects: a wave of replicas looks at arrays.
 
 use crate::state::{HostState, State};
-use proto::app::{Builtin, HostId};
+use proto::app::{Builtin, HostId, Name};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -15,6 +15,8 @@ pub(super) struct Columns<'a> {
     /// Replicas placed on it, this plan's included.
     pub(super) load: Vec<u64>,
     index: BTreeMap<&'a HostId, usize>,
+    /// App and component -> the hosts that it is placed on, in the order of the placements; none for one unknown.
+    placed: BTreeMap<&'a (Name, Name), Vec<Option<usize>>>,
     /// Needs -> the hosts that meet them, whatever their state.
     fits: BTreeMap<(String, Option<Builtin>), Rc<Vec<bool>>>,
 }
@@ -25,14 +27,22 @@ impl<'a> Columns<'a> {
         let hosts: Vec<&HostState> = state.hosts.values().collect();
         let index = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect::<BTreeMap<_, _>>();
         let mut load = vec![0u64; ids.len()];
-        for placed in state.placements.values() {
-            for (host, p) in placed {
-                if let Some(i) = index.get(host) {
+        let mut placed = BTreeMap::new();
+        for (key, on) in &state.placements {
+            let numbers: Vec<Option<usize>> = on.keys().map(|host| index.get(host).copied()).collect();
+            for (number, p) in numbers.iter().zip(on.values()) {
+                if let Some(i) = number {
                     load[*i] += u64::from(p.replicas);
                 }
             }
+            placed.insert(key, numbers);
         }
-        Self { ids, hosts, load, index, fits: BTreeMap::new() }
+        Self { ids, hosts, load, index, placed, fits: BTreeMap::new() }
+    }
+
+    /// The hosts that a component is placed on, in the order of the placements.
+    pub(super) fn placed(&self, key: &(Name, Name)) -> &[Option<usize>] {
+        self.placed.get(key).map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn number(&self, host: &HostId) -> Option<usize> {

@@ -1,5 +1,6 @@
 //! What the hosts said, in memory only: heartbeats never enter the log. Pure: the shell passes messages and the time.
 
+use crate::state::HOSTS_MAX;
 use proto::app::{HostId, Name};
 use proto::v1 as pb;
 use std::cmp::Ordering;
@@ -7,6 +8,8 @@ use std::collections::BTreeMap;
 
 /// Items of one inventory that are taken; more is a broken host.
 const INVENTORY_MAX: usize = 100_000;
+/// Hosts that are remembered: more than there may be, for those that greet before they are registered.
+const OBSERVED_MAX: usize = HOSTS_MAX + 1_024;
 
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
@@ -94,8 +97,12 @@ impl Observed {
         }
     }
 
-    /// Takes a hello: who greets lives. What it runs is in its next heartbeat.
-    pub fn hello(&mut self, host: &HostId, hello: &pb::Hello, now_ms: u64) {
+    /// Takes a hello: who greets lives. What it runs is in its next heartbeat. Gives false when there is no room for one
+    /// more host.
+    pub fn hello(&mut self, host: &HostId, hello: &pb::Hello, now_ms: u64) -> bool {
+        if self.hosts.len() >= OBSERVED_MAX && !self.hosts.contains_key(host) {
+            return false;
+        }
         let seen = self.hosts.entry(host.clone()).or_default();
         match hello.boot.cmp(&seen.boot) {
             Ordering::Less => {}
@@ -111,6 +118,12 @@ impl Observed {
                 };
             }
         }
+        true
+    }
+
+    /// Forgets what greeted and did not become a host: `is_host` knows those that are.
+    pub fn prune(&mut self, is_host: impl Fn(&HostId) -> bool, now_ms: u64, after_ms: u64) {
+        self.hosts.retain(|host, seen| is_host(host) || now_ms.saturating_sub(seen.at_ms) < after_ms);
     }
 
     /// What `host` runs of one component.

@@ -412,6 +412,7 @@ fn observe(node: &Node, applied: u64, syncs: u64, refused: u64) -> Status {
         leader: node.leader(),
         term: node.term(),
         role: node.role(),
+        governs: node.governs(),
         applied,
         committed: node.committed(),
         log_bytes: node.log_bytes(),

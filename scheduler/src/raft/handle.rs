@@ -26,6 +26,8 @@ pub struct Status {
     pub leader: Option<u64>,
     pub term: u64,
     pub role: Role,
+    /// Leads, and has applied all that earlier leaders committed.
+    pub governs: bool,
     /// Log index of the last entry applied here.
     pub applied: u64,
     pub committed: u64,

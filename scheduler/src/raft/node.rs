@@ -321,6 +321,11 @@ impl Node {
         }
     }
 
+    /// Whether it leads and has applied what earlier leaders committed: what it then sees is not of the past.
+    pub fn governs(&self) -> bool {
+        self.role() == Role::Leader && self.raw.raft.apply_to_current_term()
+    }
+
     pub fn leader(&self) -> Option<u64> {
         Some(self.raw.raft.leader_id).filter(|id| *id != raft::INVALID_ID)
     }

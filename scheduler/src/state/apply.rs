@@ -564,10 +564,10 @@ fn routes_of(app: &App) -> impl Iterator<Item = (&str, &str)> {
         .map(|r| (r.host.as_str(), r.path.as_str()))
 }
 
-/// Routes with the actor that serves each.
-fn owned_routes(app: &App) -> Vec<(Name, proto::app::IngressRoute)> {
+/// Routes with the actor that serves each, and its deadline.
+fn owned_routes(app: &App) -> Vec<(Name, proto::app::IngressRoute, u64)> {
     let of = |(name, c): (&Name, &proto::app::Component)| match &c.kind {
-        Kind::Actor(a) => a.ingress.iter().map(|r| (name.clone(), r.clone())).collect(),
+        Kind::Actor(a) => a.ingress.iter().map(|r| (name.clone(), r.clone(), a.limits.deadline_ms)).collect(),
         Kind::Provider(_) => Vec::new(),
     };
     app.components.iter().flat_map(of).collect()

@@ -141,17 +141,22 @@ impl State {
             for (component, spec) in &app.spec().components {
                 let proto::app::Kind::Actor(actor) = &spec.kind else { continue };
                 for route in &actor.ingress {
-                    routes.entry((route.host.clone(), route.path.clone())).or_insert((name, component));
+                    routes.entry((route.host.clone(), route.path.clone())).or_insert((
+                        name,
+                        component,
+                        actor.limits.deadline_ms,
+                    ));
                 }
             }
         }
         routes
             .into_iter()
-            .map(|((host, path), (app, actor))| pb::Route {
+            .map(|((host, path), (app, actor, deadline_ms))| pb::Route {
                 host,
                 path,
                 app: app.to_string(),
                 actor: actor.to_string(),
+                deadline_ms,
             })
             .collect()
     }
