@@ -1,6 +1,7 @@
 //! The client against both brokers: each test runs on the embedded one and on a real nats-server.
 #![allow(clippy::unwrap_used, reason = "tests and their helpers")]
 
+mod credentials;
 mod started;
 mod tls;
 

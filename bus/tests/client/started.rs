@@ -1,7 +1,8 @@
 //! Brokers of both kinds to test against, and a peer that keeps to no rule.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -106,6 +107,31 @@ impl Drop for Started {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// A nats-server with arguments of its own, on a port of its choice. Killed when the test ends, however it ends.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) port: u16,
+}
+
+impl Server {
+    /// `dir` is where it says which port it has.
+    pub(crate) async fn start(dir: &Path, args: &[&OsStr]) -> Self {
+        let mut command = Command::new(nats_server());
+        command.args(["-a", "127.0.0.1", "-p", "-1", "--ports_file_dir"]).arg(dir).args(args);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut server = Self { child, port: 0 };
+        server.port = port_of(&dir.join(format!("nats-server_{}.ports", server.child.id()))).await;
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -1,26 +1,16 @@
 //! TLS, with certificates both ways, against nats-server; the embedded broker has none.
 #![allow(clippy::unwrap_used, reason = "tests and their helpers")]
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bus::{Bus, Config};
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
-use crate::started::{nats_server, port_of, wait_for};
+use crate::started::{Server, wait_for};
 use crate::until;
-
-/// Kills the server when the test ends, however it ends.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_are_checked_both_ways() {
@@ -29,23 +19,19 @@ async fn certificates_are_checked_both_ways() {
     let theirs = Authority::new(dir.path(), "theirs");
     let (server_cert, server_key) = ours.issue("server");
     let (cert, key) = ours.issue("client");
-    let child = Command::new(nats_server())
-        .args(["-a", "127.0.0.1", "-p", "-1", "--tlsverify", "--ports_file_dir"])
-        .arg(dir.path())
-        .arg("--tlscert")
-        .arg(server_cert)
-        .arg("--tlskey")
-        .arg(server_key)
-        .arg("--tlscacert")
-        .arg(&ours.pem)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let server = Server(child);
-    let port = port_of(&dir.path().join(format!("nats-server_{}.ports", server.0.id()))).await;
+    let flag = OsStr::new;
+    let args = [
+        flag("--tlsverify"),
+        flag("--tlscert"),
+        server_cert.as_os_str(),
+        flag("--tlskey"),
+        server_key.as_os_str(),
+        flag("--tlscacert"),
+        ours.pem.as_os_str(),
+    ];
+    let server = Server::start(dir.path(), &args).await;
     let config = Config {
-        urls: vec![format!("tls://127.0.0.1:{port}")],
+        urls: vec![format!("tls://127.0.0.1:{}", server.port)],
         credentials: None,
         token: None,
         tls_ca: Some(ours.pem.clone()),
