@@ -15,8 +15,10 @@ pub(crate) type WatchStream = ReceiverStream<Result<pb::WatchEvent, Status>>;
 
 /// Events that wait for a reader; the round waits with them.
 const QUEUE_MAX: usize = 64;
-/// At most so often a watcher is told: what comes later than that after the last time is told at once.
-const ROUND: Duration = Duration::from_millis(50);
+/// Rest after a round, by what it cost: a watcher of a large lattice takes a twentieth of a cpu at most.
+const REST_MIN: Duration = Duration::from_millis(2);
+const REST_MAX: Duration = Duration::from_millis(500);
+const REST_SHARE: u32 = 20;
 
 pub(super) fn watch(shared: Shared, request: pb::WatchRequest) -> Result<WatchStream, Status> {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
@@ -86,8 +88,9 @@ impl Watcher {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         let mut synced = false;
         loop {
-            let told = tokio::time::Instant::now();
+            let begun = tokio::time::Instant::now();
             let (index, mut events) = self.round();
+            let rest = (begun.elapsed() * REST_SHARE).clamp(REST_MIN, REST_MAX);
             if !synced {
                 events.push(What::Synced(true));
                 synced = true;
@@ -103,7 +106,7 @@ impl Watcher {
                 _ = tick.tick() => {}
                 () = self.sender.closed() => return,
             }
-            tokio::time::sleep_until(told + ROUND).await;
+            tokio::time::sleep_until(begun + rest).await;
         }
     }
 
