@@ -112,7 +112,7 @@ pub(crate) async fn apply(args: &ApplyArgs, connect: &Connect) -> Result<(), Fai
     if args.if_version.is_some() && paths.len() > 1 {
         return Err(Failure::Usage("--if-version is about one app: give one FILE".into()));
     }
-    let local = local::load(&paths)?;
+    let local = local::load(&paths).await?;
     let client = Client::connect(context::endpoint(connect)?).await?;
     let submit = Submit { dry_run: args.dry_run, if_version: args.if_version.unwrap_or(0) };
     let mut changes: Vec<AppChange> = Vec::new();
@@ -142,8 +142,8 @@ pub(crate) async fn apply(args: &ApplyArgs, connect: &Connect) -> Result<(), Fai
     outcome
 }
 
-pub(crate) fn validate(args: &ValidateArgs) -> Result<(), Failure> {
-    let local = local::load(&args.manifests.paths())?;
+pub(crate) async fn validate(args: &ValidateArgs) -> Result<(), Failure> {
+    let local = local::load(&args.manifests.paths()).await?;
     for file in &local.files {
         for app in &file.apps {
             print::out(format!("app/{} valid ({})", app.name, file.name))?;

@@ -37,6 +37,12 @@ pub(crate) enum Verb {
     Apply(crate::apply::ApplyArgs),
     /// Check manifests and their components without a server
     Validate(crate::apply::ValidateArgs),
+    /// Store a component in a registry
+    #[cfg(feature = "registry")]
+    Push(crate::registry::PushArgs),
+    /// Fetch a component from a registry
+    #[cfg(feature = "registry")]
+    Pull(crate::registry::PullArgs),
     /// Remove apps
     Delete(crate::change::DeleteArgs),
     /// Change how many replicas an actor has

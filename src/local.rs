@@ -1,18 +1,21 @@
-//! Manifests and components on this machine: read, parse, inspect, check. Every problem of every file is collected
-//! before any is reported. Talks to no server.
+//! Manifests and components: read, parsed, inspected, checked. Every problem of every file is collected before any is
+//! reported. Talks to no lattice; images in registries are fetched first.
 
 use crate::failure::Failure;
 use crate::print;
+use futures::StreamExt;
 use proto::app::{ARTIFACT_BYTES_MAX, App, Digest, Kind, MANIFEST_BYTES_MAX, Name};
 use proto::component::{self, Inspection};
 use proto::manifest::{self, ImageRef, Parsed, Problem};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Manifests of one command.
 const FILES_MAX: usize = 1_000;
+/// Components fetched at once.
+const FETCHES_MAX: usize = 4;
 
 /// Manifests and components that have passed every check which needs no server.
 #[derive(Debug, Default)]
@@ -41,7 +44,7 @@ pub(crate) struct Component {
 }
 
 /// Reads and checks them all, or prints every problem.
-pub(crate) fn load(paths: &[PathBuf]) -> Result<Local, Failure> {
+pub(crate) async fn load(paths: &[PathBuf]) -> Result<Local, Failure> {
     if paths.len() > FILES_MAX {
         return Err(Failure::Usage(format!("{} files; at most {FILES_MAX} in one command", paths.len())));
     }
@@ -60,7 +63,10 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Local, Failure> {
             Ok(bytes) => {
                 local.sources.insert(name.clone(), String::from_utf8_lossy(&bytes).into_owned());
                 match manifest::parse_bytes(&bytes, &name) {
-                    Ok(parsed) => local.files.push(resolve(path, name, &bytes, parsed, &mut components, &mut problems)),
+                    Ok(parsed) => {
+                        components.fetch(&parsed).await;
+                        local.files.push(resolve(path, name, &bytes, parsed, &mut components, &mut problems));
+                    }
                     Err(found) => problems.extend(found),
                 }
             }
@@ -182,10 +188,10 @@ fn find(image: &str, folder: &Path, components: &mut Components) -> Found {
     match image.parse::<ImageRef>() {
         Ok(ImageRef::Local(path)) => components.get(&folder.join(path.strip_prefix("./").unwrap_or(&path))).map(Some),
         Ok(ImageRef::Digest(_)) => Ok(None),
-        Ok(ImageRef::Registry(_)) => Err((
-            "this version does not fetch from registries".into(),
-            "download the component and name its file, as ./hello.wasm",
-        )),
+        Ok(ImageRef::Registry(reference)) => components.by_reference.get(&reference).cloned().map_or_else(
+            || Err((NO_REGISTRY.to_owned(), "download the component and name its file, as ./hello.wasm")),
+            |found| found.map(Some),
+        ),
         Ok(ImageRef::Builtin(_)) => Err(("a built-in provider is no actor".into(), "give it `type: capability`")),
         Err(e) => Err((e.to_string(), "")),
     }
@@ -194,16 +200,58 @@ fn find(image: &str, folder: &Path, components: &mut Components) -> Found {
 /// Or why not, and the next step.
 type Found = Result<Option<Arc<Component>>, (String, &'static str)>;
 
+const NO_REGISTRY: &str = "this build does not fetch from registries";
+
 /// Components read so far: one that many actors share is read once.
 #[derive(Debug, Default)]
 struct Components {
     by_path: BTreeMap<PathBuf, Result<Arc<Component>, (String, &'static str)>>,
+    by_reference: BTreeMap<String, Result<Arc<Component>, (String, &'static str)>>,
 }
 
 impl Components {
+    /// Fetches the images in registries that these apps name.
+    async fn fetch(&mut self, parsed: &[Parsed]) {
+        let images = parsed.iter().flat_map(|one| manifest::images(&one.app));
+        let wanted: BTreeSet<String> = images
+            .filter_map(|(_, image)| if let ImageRef::Registry(reference) = image { Some(reference) } else { None })
+            .filter(|reference| !self.by_reference.contains_key(reference))
+            .collect();
+        let mut fetched = futures::stream::iter(wanted.into_iter().map(fetch_component)).buffer_unordered(FETCHES_MAX);
+        while let Some((reference, component)) = fetched.next().await {
+            self.by_reference.insert(reference, component);
+        }
+    }
+
     fn get(&mut self, path: &Path) -> Result<Arc<Component>, (String, &'static str)> {
         self.by_path.entry(path.to_owned()).or_insert_with(|| read_component(path).map(Arc::new)).clone()
     }
+}
+
+#[cfg(feature = "registry")]
+async fn fetch_component(reference: String) -> (String, Result<Arc<Component>, (String, &'static str)>) {
+    let fetched = crate::registry::component(&reference).await;
+    let path = PathBuf::from(&reference);
+    (reference, fetched.and_then(|bytes| inspected(path, bytes)).map(Arc::new))
+}
+
+#[cfg(not(feature = "registry"))]
+async fn fetch_component(reference: String) -> (String, Result<Arc<Component>, (String, &'static str)>) {
+    (reference, Err((NO_REGISTRY.to_owned(), "download the component and name its file, as ./hello.wasm")))
+}
+
+fn inspected(path: PathBuf, bytes: Vec<u8>) -> Result<Component, (String, &'static str)> {
+    // The reason says what to do already.
+    let inspection = component::inspect(&bytes).map_err(|e| (e.to_string(), ""))?;
+    Ok(Component { path, digest: Digest::of(&bytes), bytes, inspection })
+}
+
+/// All of a file, or why not.
+#[cfg(feature = "registry")]
+pub(crate) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    open(path)?.take(max + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    Ok(bytes)
 }
 
 fn read_component(path: &Path) -> Result<Component, (String, &'static str)> {
@@ -213,9 +261,7 @@ fn read_component(path: &Path) -> Result<Component, (String, &'static str)> {
     file.take(ARTIFACT_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| (format!("{}: {e}", path.display()), BUILD))?;
-    // The reason says what to do already.
-    let inspection = component::inspect(&bytes).map_err(|e| (e.to_string(), ""))?;
-    Ok(Component { path: path.to_owned(), digest: Digest::of(&bytes), bytes, inspection })
+    inspected(path.to_owned(), bytes)
 }
 
 /// Two files that declare the same app: the second would undo the first.

@@ -20,6 +20,8 @@ mod get;
 mod local;
 mod log;
 mod print;
+#[cfg(feature = "registry")]
+mod registry;
 #[cfg(any(feature = "host", feature = "scheduler"))]
 mod run;
 mod stream;
@@ -99,7 +101,11 @@ async fn dispatch(cli: &Cli) -> Result<(), Failure> {
         #[cfg(feature = "host")]
         Verb::Host(args) => Box::pin(server(cli, run::host::run(args))).await,
         Verb::Apply(args) => apply::apply(args, &at(&args.connect)).await,
-        Verb::Validate(args) => apply::validate(args),
+        Verb::Validate(args) => apply::validate(args).await,
+        #[cfg(feature = "registry")]
+        Verb::Push(args) => registry::push(args).await,
+        #[cfg(feature = "registry")]
+        Verb::Pull(args) => registry::pull(args).await,
         Verb::Delete(args) => change::delete(args, &at(&args.connect)).await,
         Verb::Scale(args) => change::scale(args, &at(&args.connect)).await,
         Verb::Rollback(args) => change::rollback(args, &at(&args.connect)).await,

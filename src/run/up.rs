@@ -63,7 +63,7 @@ pub(crate) struct UpArgs {
 
 pub(crate) async fn run(args: &UpArgs) -> Result<(), Failure> {
     // What is wrong with the files is known before anything is started.
-    let local = local::load(&args.files)?;
+    let local = local::load(&args.files).await?;
     let config = config(args)?;
     let (data, name, tls) = (config.data.clone(), config.name.clone(), config.tls.clone());
     let embedded = matches!(config.bus, UpBus::Embedded(_));

@@ -12,6 +12,7 @@ pub(crate) use broker::Broker;
 pub(crate) use lattice::{Lattice, PROGRAM, clean};
 pub(crate) use process::Process;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -97,6 +98,14 @@ pub(crate) fn throughout(what: &str, time: Duration, mut state: impl FnMut() -> 
         assert!(state(), "no longer so: {what}");
         std::thread::sleep(POLL);
     }
+}
+
+/// Says, at the end of the run too, what was not tested here and why.
+pub(crate) fn leave_out(what: &str) {
+    eprintln!("left out: {what}");
+    let list = file("target/left-out.txt");
+    let mut list = std::fs::OpenOptions::new().create(true).append(true).open(list).unwrap();
+    list.write_all(format!("{what}\n").as_bytes()).unwrap();
 }
 
 /// The folder of the workspace.
