@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 /// Manifests of one command.
 const FILES_MAX: usize = 1_000;
+/// Warnings printed at most.
+const WARNINGS_MAX: usize = 50;
 
 /// Manifests and components that have passed every check which needs no server.
 #[derive(Debug, Default)]
@@ -37,7 +39,7 @@ pub(crate) struct Component {
     pub(crate) path: PathBuf,
     pub(crate) digest: Digest,
     pub(crate) bytes: Vec<u8>,
-    inspection: Inspection,
+    pub(crate) inspection: Inspection,
 }
 
 /// Reads and checks them all, or prints every problem.
@@ -49,7 +51,7 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Local, Failure> {
         return Err(Failure::Usage("\"-\" is stdin, which can be read only once".into()));
     }
     let mut local = Local::default();
-    let mut problems = Vec::new();
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     let mut components = Components::default();
     for path in paths {
         let name = path.display().to_string();
@@ -60,7 +62,10 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Local, Failure> {
             Ok(bytes) => {
                 local.sources.insert(name.clone(), String::from_utf8_lossy(&bytes).into_owned());
                 match manifest::parse_bytes(&bytes, &name) {
-                    Ok(parsed) => local.files.push(resolve(path, name, &bytes, parsed, &mut components, &mut problems)),
+                    Ok(parsed) => {
+                        let file = resolve(path, name, &bytes, parsed, &mut components, &mut problems, &mut warnings);
+                        local.files.push(file);
+                    }
                     Err(found) => problems.extend(found),
                 }
             }
@@ -69,6 +74,12 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Local, Failure> {
     }
     report_twins(&local.files, &mut problems);
     refuse(&problems, &local.sources)?;
+    for warning in warnings.iter().take(WARNINGS_MAX) {
+        print::note(format!("warning: {}", print::clean(&warning.to_string())));
+    }
+    if warnings.len() > WARNINGS_MAX {
+        print::note(format!("warning: and {} more like these", warnings.len() - WARNINGS_MAX));
+    }
     Ok(local)
 }
 
@@ -150,6 +161,7 @@ fn resolve(
     parsed: Vec<Parsed>,
     components: &mut Components,
     problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
 ) -> File {
     let folder = if is_stdin(path) { Path::new("") } else { path.parent().unwrap_or(Path::new("")) };
     let mut images = BTreeMap::new();
@@ -172,6 +184,7 @@ fn resolve(
             }
         }
         problems.extend(proto::check::check(&mut app, &inspections, &positions));
+        warnings.extend(proto::check::warnings(&app, &inspections, &positions));
         apps.push(app);
     }
     File { name, text: String::from_utf8_lossy(bytes).into_owned(), apps, images }
@@ -206,7 +219,7 @@ impl Components {
     }
 }
 
-fn read_component(path: &Path) -> Result<Component, (String, &'static str)> {
+pub(crate) fn read_component(path: &Path) -> Result<Component, (String, &'static str)> {
     const BUILD: &str = "build the component there first, or correct the path (it is relative to the manifest)";
     let file = open(path).map_err(|why| (format!("{why} at {}", path.display()), BUILD))?;
     let mut bytes = Vec::new();
