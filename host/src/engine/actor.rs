@@ -4,7 +4,7 @@
 use super::dynamic;
 use super::gate::{Closed, Entry, Gate, Permit};
 use super::granted::Granted;
-use super::lane::{Habit, Laned, Spent};
+use super::lane::{Habit, Laned, Spent, Work};
 use super::module::{Export, Module, without_version};
 use super::outgoing::forbidden_headers;
 use super::output::{Log, Rate};
@@ -390,20 +390,12 @@ impl Shared {
     }
 
     /// An invocation, in the lane where it belongs.
-    pub(super) fn laned<T: Send + 'static>(
-        &self,
-        until: &Until,
-        work: std::pin::Pin<Box<dyn Future<Output = T> + Send>>,
-    ) -> Laned<T> {
+    pub(super) fn laned<T: Send + 'static>(&self, until: &Until, work: Work<T>) -> Laned<T> {
         Laned::new(work, &self.engine.inner.lanes, until.spent.clone(), self.habit.clone())
     }
 
     /// Its result, or that it is late.
-    async fn in_time<T: Send + 'static>(
-        &self,
-        until: Until,
-        work: std::pin::Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>,
-    ) -> Result<T, CallError> {
+    async fn in_time<T: Send + 'static>(&self, until: Until, work: Work<T>) -> Result<T, CallError> {
         match timeout_at(until.deadline.into(), self.laned(&until, work)).await {
             Ok(ended) => ended,
             Err(_) => Err(self.late(&until.log)),

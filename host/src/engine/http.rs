@@ -27,7 +27,7 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 const HEADERS_MAX: usize = 256;
 
 type Head = Result<Response<HyperOutgoingBody>, types::ErrorCode>;
-type Guest = Laned<Result<(), CallError>>;
+type Guest = Laned<()>;
 
 #[async_trait::async_trait]
 impl HttpServe for Actor {

@@ -1,10 +1,11 @@
 //! Which threads guest code runs on. An invocation begins on the threads that serve everybody; one that has used more
 //! processor time than a short turn goes on, for the rest of its life, on threads that the operating system runs only
 //! when no other wants the processor. So one who computes for long makes nobody wait who answers at once. An actor whose
-//! invocations were long lately begins there.
+//! invocations were long or broke lately begins there: a trap is costly, too.
 //!
 //! Must never keep a guest from its deadline: that is watched by the task that asked, on the serving threads.
 
+use crate::call::CallError;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -14,9 +15,10 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Processor time that an invocation may use on the threads that serve.
-pub(super) const TURN: Duration = Duration::from_millis(2);
-/// Invocations of an actor that begin in the back after one that was long; each long one adds as many.
+pub(super) const TURN: Duration = Duration::from_millis(5);
+/// Invocations of an actor that begin in the back after one that was long, and after one that broke; each adds as many.
 const BACK_AFTER_LONG: u32 = 8;
+const BACK_AFTER_BROKEN: u32 = 2;
 const BACK_MAX: u32 = 64;
 
 /// The threads in the back; clones are the same.
@@ -122,9 +124,14 @@ impl Habit {
         self.back.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
 
-    fn note_long(&self) {
-        let more = |n: u32| Some((n + BACK_AFTER_LONG).min(BACK_MAX));
-        let _ = self.back.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    fn note<T>(&self, spent: &Spent, ended: &Result<T, CallError>) {
+        let more = match ended {
+            _ if spent.is_long() => BACK_AFTER_LONG,
+            Err(CallError::Trapped(_) | CallError::Deadline(_)) => BACK_AFTER_BROKEN,
+            _ => return,
+        };
+        let add = |n: u32| Some((n + more).min(BACK_MAX));
+        let _ = self.back.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 }
 
@@ -136,11 +143,11 @@ pub(super) struct Laned<T> {
     habit: Arc<Habit>,
 }
 
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(super) type Work<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
 
 enum Lane<T> {
     Front(Work<T>),
-    Back(AbortOnDropHandle<T>),
+    Back(AbortOnDropHandle<Result<T, CallError>>),
     /// It has ended, or is between the two.
     Nowhere,
 }
@@ -149,48 +156,45 @@ impl<T: Send + 'static> Laned<T> {
     pub(super) fn new(work: Work<T>, lanes: &Lanes, spent: Arc<Spent>, habit: Arc<Habit>) -> Self {
         let mut laned = Self { state: Lane::Nowhere, lanes: lanes.clone(), spent, habit };
         laned.state = match laned.habit.begins_in_back() {
-            true => laned.in_back(work, true),
+            true => laned.in_back(work),
             false => Lane::Front(work),
         };
         laned
     }
 
-    /// `begins`: it was not in front before, so nobody has noted yet whether it is long.
-    fn in_back(&self, mut work: Work<T>, begins: bool) -> Lane<T> {
+    fn in_back(&self, mut work: Work<T>) -> Lane<T> {
         let (spent, habit) = (self.spent.clone(), self.habit.clone());
         spent.in_back.store(true, Ordering::Relaxed);
         let task = async move {
-            let done = std::future::poll_fn(|cx| spent.turn(|| work.as_mut().poll(cx))).await;
-            if begins && spent.is_long() {
-                habit.note_long();
-            }
-            done
+            let ended = std::future::poll_fn(|cx| spent.turn(|| work.as_mut().poll(cx))).await;
+            habit.note(&spent, &ended);
+            ended
         };
         Lane::Back(AbortOnDropHandle::new(self.lanes.inner.handle.spawn(task)))
     }
 }
 
 impl<T: Send + 'static> Future for Laned<T> {
-    type Output = T;
+    type Output = Result<T, CallError>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if let Lane::Front(work) = &mut this.state {
-            if let Poll::Ready(done) = this.spent.turn(|| work.as_mut().poll(cx)) {
+            if let Poll::Ready(ended) = this.spent.turn(|| work.as_mut().poll(cx)) {
+                this.habit.note(&this.spent, &ended);
                 this.state = Lane::Nowhere;
-                return Poll::Ready(done);
+                return Poll::Ready(ended);
             }
             if !this.spent.is_long() {
                 return Poll::Pending;
             }
-            this.habit.note_long();
             if let Lane::Front(work) = std::mem::replace(&mut this.state, Lane::Nowhere) {
-                this.state = this.in_back(work, false);
+                this.state = this.in_back(work);
             }
         }
         let Lane::Back(handle) = &mut this.state else { return Poll::Pending };
         match std::task::ready!(Pin::new(handle).poll(cx)) {
-            Ok(done) => Poll::Ready(done),
+            Ok(ended) => Poll::Ready(ended),
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 // Its threads are going: so is whoever waits.
@@ -218,7 +222,7 @@ mod tests {
                 names.push(std::thread::current().name().unwrap_or_default().to_owned());
                 tokio::task::yield_now().await;
             }
-            names
+            Ok(names)
         })
     }
 
@@ -228,7 +232,7 @@ mod tests {
         let run = |turns, each| {
             let spent = Arc::new(Spent::default());
             let laned = Laned::new(work(turns, each), &lanes, spent.clone(), habit.clone());
-            async move { (laned.await, spent) }
+            async move { (laned.await.unwrap(), spent) }
         };
         let (names, spent) = run(3, Duration::from_micros(10)).await;
         assert!(names.iter().all(|n| n != "back"), "{names:?}");
@@ -244,6 +248,13 @@ mod tests {
         }
         let (names, _) = run(1, Duration::ZERO).await;
         assert_ne!(names, ["back"]);
+        // So are those that break, of another actor.
+        let habit = Arc::new(Habit::default());
+        let breaks = || -> Work<()> { Box::pin(async { Err(CallError::Trapped("no".into())) }) };
+        assert!(Laned::new(breaks(), &lanes, Arc::default(), habit.clone()).await.is_err());
+        let spent = Arc::new(Spent::default());
+        assert!(Laned::new(breaks(), &lanes, spent.clone(), habit).await.is_err());
+        assert!(spent.in_back());
     }
 
     #[tokio::test]

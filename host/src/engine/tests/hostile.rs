@@ -21,6 +21,8 @@ async fn a_trap_names_its_reason_and_the_next_request_is_served() {
     let error = actor.http(get("/silent"), None).await.unwrap_err();
     assert_eq!(error, CallError::Trapped("actor shop/cart ended without a response".into()));
     assert!(text(actor.http(get("/"), None).await).await.contains("/trap"));
+    // What broke before begins in the back now, and ends there a moment after its answer.
+    assert!(actor.drain(Duration::from_secs(10)).await);
     let stats = actor.stats();
     assert_eq!((stats.requests, stats.errors, stats.in_flight, stats.queued), (4, 3, 0, 0));
     assert!(world.lines.0.lock().unwrap().iter().any(|(s, t)| s == "error" && t.contains("trapped")));
