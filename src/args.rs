@@ -37,6 +37,8 @@ pub(crate) enum Verb {
     Apply(crate::apply::ApplyArgs),
     /// Check manifests and their components without a server
     Validate(crate::apply::ValidateArgs),
+    /// Show what a component imports and exports, and what it needs granted
+    Inspect(crate::inspect::InspectArgs),
     /// Remove apps
     Delete(crate::change::DeleteArgs),
     /// Change how many replicas an actor has
@@ -70,7 +72,10 @@ pub(crate) enum Verb {
 /// How the list of verbs is grouped in `lattice --help`.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Run a lattice", &["up", "scheduler", "host"]),
-    ("Change what runs", &["apply", "validate", "delete", "scale", "rollback", "cordon", "uncordon", "drain"]),
+    (
+        "Change what runs",
+        &["apply", "validate", "inspect", "delete", "scale", "rollback", "cordon", "uncordon", "drain"],
+    ),
     ("Look", &["get", "describe", "logs", "events", "status"]),
     ("More", &["call", "completion"]),
 ];
