@@ -43,6 +43,8 @@ pub(crate) enum Verb {
     /// Fetch a component from a registry
     #[cfg(feature = "registry")]
     Pull(crate::registry::PullArgs),
+    /// Show what a component imports and exports, and what it needs granted
+    Inspect(crate::inspect::InspectArgs),
     /// Remove apps
     Delete(crate::change::DeleteArgs),
     /// Change how many replicas an actor has
@@ -76,7 +78,10 @@ pub(crate) enum Verb {
 /// How the list of verbs is grouped in `lattice --help`.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Run a lattice", &["up", "scheduler", "host"]),
-    ("Change what runs", &["apply", "validate", "delete", "scale", "rollback", "cordon", "uncordon", "drain"]),
+    (
+        "Change what runs",
+        &["apply", "validate", "inspect", "delete", "scale", "rollback", "cordon", "uncordon", "drain"],
+    ),
     ("Look", &["get", "describe", "logs", "events", "status"]),
     ("More", &["call", "completion"]),
 ];

@@ -16,6 +16,8 @@ use std::sync::Arc;
 const FILES_MAX: usize = 1_000;
 /// Components fetched at once.
 const FETCHES_MAX: usize = 4;
+/// Warnings printed at most.
+const WARNINGS_MAX: usize = 50;
 
 /// Manifests and components that have passed every check which needs no server.
 #[derive(Debug, Default)]
@@ -40,7 +42,7 @@ pub(crate) struct Component {
     pub(crate) path: PathBuf,
     pub(crate) digest: Digest,
     pub(crate) bytes: Vec<u8>,
-    inspection: Inspection,
+    pub(crate) inspection: Inspection,
 }
 
 /// Reads and checks them all, or prints every problem.
@@ -52,7 +54,7 @@ pub(crate) async fn load(paths: &[PathBuf]) -> Result<Local, Failure> {
         return Err(Failure::Usage("\"-\" is stdin, which can be read only once".into()));
     }
     let mut local = Local::default();
-    let mut problems = Vec::new();
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     let mut components = Components::default();
     for path in paths {
         let name = path.display().to_string();
@@ -65,7 +67,8 @@ pub(crate) async fn load(paths: &[PathBuf]) -> Result<Local, Failure> {
                 match manifest::parse_bytes(&bytes, &name) {
                     Ok(parsed) => {
                         components.fetch(&parsed).await;
-                        local.files.push(resolve(path, name, &bytes, parsed, &mut components, &mut problems));
+                        let file = resolve(path, name, &bytes, parsed, &mut components, &mut problems, &mut warnings);
+                        local.files.push(file);
                     }
                     Err(found) => problems.extend(found),
                 }
@@ -75,6 +78,12 @@ pub(crate) async fn load(paths: &[PathBuf]) -> Result<Local, Failure> {
     }
     report_twins(&local.files, &mut problems);
     refuse(&problems, &local.sources)?;
+    for warning in warnings.iter().take(WARNINGS_MAX) {
+        print::note(format!("warning: {}", print::clean(&warning.to_string())));
+    }
+    if warnings.len() > WARNINGS_MAX {
+        print::note(format!("warning: and {} more like these", warnings.len() - WARNINGS_MAX));
+    }
     Ok(local)
 }
 
@@ -156,6 +165,7 @@ fn resolve(
     parsed: Vec<Parsed>,
     components: &mut Components,
     problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
 ) -> File {
     let folder = if is_stdin(path) { Path::new("") } else { path.parent().unwrap_or(Path::new("")) };
     let mut images = BTreeMap::new();
@@ -178,6 +188,7 @@ fn resolve(
             }
         }
         problems.extend(proto::check::check(&mut app, &inspections, &positions));
+        warnings.extend(proto::check::warnings(&app, &inspections, &positions));
         apps.push(app);
     }
     File { name, text: String::from_utf8_lossy(bytes).into_owned(), apps, images }
@@ -238,6 +249,15 @@ async fn fetch_component(reference: String) -> (String, Result<Arc<Component>, (
 #[cfg(not(feature = "registry"))]
 async fn fetch_component(reference: String) -> (String, Result<Arc<Component>, (String, &'static str)>) {
     (reference, Err((NO_REGISTRY.to_owned(), "download the component and name its file, as ./hello.wasm")))
+}
+
+/// A component by itself: a file, or what a registry has where no file is of that name.
+pub(crate) async fn component(named: &Path) -> Result<Arc<Component>, (String, &'static str)> {
+    let image = named.to_str().and_then(|text| text.parse().ok());
+    match image {
+        Some(ImageRef::Registry(reference)) if !named.exists() => fetch_component(reference).await.1,
+        _ => read_component(named).map(Arc::new),
+    }
 }
 
 fn inspected(path: PathBuf, bytes: Vec<u8>) -> Result<Component, (String, &'static str)> {

@@ -1,7 +1,7 @@
 //! `lattice`, the one program: runs WebAssembly actors across machines that share only a NATS bus.
 //!
 //! Reading order: `args` (what can be typed), `context` and `client` (which API, and how it is asked), then a file for
-//! each family of verbs: `apply` (with `local` and `follow`), `get`, `describe`, `change`, `stream`, `call`; `print`
+//! each family of verbs: `apply` (with `local` and `follow`), `get`, `describe`, `inspect`, `change`, `stream`, `call`; `print`
 //! (what all of them write) and `failure` (how they end). `run` has the server sides, compiled in by feature.
 //!
 //! What is absent: decisions. What is desired, placed or run is decided in `scheduler` and `host`.
@@ -17,6 +17,7 @@ mod duration;
 mod failure;
 mod follow;
 mod get;
+mod inspect;
 mod local;
 mod log;
 mod print;
@@ -106,6 +107,7 @@ async fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Verb::Push(args) => registry::push(args).await,
         #[cfg(feature = "registry")]
         Verb::Pull(args) => registry::pull(args).await,
+        Verb::Inspect(args) => inspect::inspect(args).await,
         Verb::Delete(args) => change::delete(args, &at(&args.connect)).await,
         Verb::Scale(args) => change::scale(args, &at(&args.connect)).await,
         Verb::Rollback(args) => change::rollback(args, &at(&args.connect)).await,

@@ -86,6 +86,11 @@ impl Bus {
         self.link.wire.problem()
     }
 
+    /// Host and port of every server that is named or was heard of.
+    pub fn servers(&self) -> Vec<(String, u16)> {
+        self.link.wire.servers()
+    }
+
     /// The largest payload that travels in one message.
     pub fn message_bytes_max(&self) -> usize {
         self.link.message_bytes_max()

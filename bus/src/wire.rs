@@ -89,6 +89,13 @@ impl Wire {
         self.observer.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(crate) fn servers(&self) -> Vec<(String, u16)> {
+        let named = self.config.servers().unwrap_or_default();
+        let heard = self.client().server_info().connect_urls;
+        let heard = heard.iter().filter_map(|url| url.parse::<async_nats::ServerAddr>().ok());
+        named.into_iter().chain(heard).map(|at| (at.host().to_owned(), at.port())).collect()
+    }
+
     /// What nothing can be sent on means.
     pub(crate) fn down(&self) -> Error {
         if self.closing.is_cancelled() { Error::Closed } else { Error::Disconnected }

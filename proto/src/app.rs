@@ -262,15 +262,55 @@ pub struct Grants {
     /// Environment variables it sees: exactly these.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Host names its outgoing HTTP may reach: "api.example.org", "*.example.org", "127.0.0.1:8080".
+    /// Arguments it sees, the program's name first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Where its outgoing HTTP may go, as `address::Pattern::http` reads it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub http: Vec<String>,
     /// Folders of the host it sees: guest path -> (host path, writable).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub folders: Vec<Folder>,
-    /// Raw TCP and UDP sockets and name look-ups, to any address.
+    /// Raw TCP and UDP sockets and name look-ups, to and from any address.
     #[serde(default)]
     pub sockets: bool,
+    /// Where its TCP connections may go, as `address::Pattern::socket` reads it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tcp: Vec<String>,
+    /// With whom it may exchange datagrams, the same way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub udp: Vec<String>,
+    /// Name look-ups.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lookups: bool,
+    /// The time of day.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub wall_clock: bool,
+    /// Clocks as exact as the host's own, instead of whole milliseconds.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fine_clock: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random: Option<Random>,
+    /// What each instance reads from its standard input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
+    /// To end itself by `wasi:cli/exit`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub exit: bool,
+}
+
+/// Where random numbers come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Random {
+    /// The operating system.
+    System,
+    /// This seed: each instance gets the same numbers.
+    Seed(u64),
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -287,15 +327,39 @@ pub struct Folder {
 pub struct Limits {
     /// Linear memory of one instance, all its memories together.
     pub memory_bytes: u64,
+    /// Elements of one instance's tables, all of them together.
+    pub table_elements_max: u32,
+    /// Core instances that one instance of the component is made of.
+    pub instances_max: u32,
     /// Wall time of one invocation.
     pub deadline_ms: u64,
+    /// Processor time of one invocation.
+    pub cpu_ms: u64,
     /// Invocations waiting for a replica before the next is refused.
     pub queue_len_max: u32,
+    /// Bytes of one request's body, and of one response's.
+    pub request_bytes_max: u64,
+    pub response_bytes_max: u64,
+    /// Bytes that all its instances on a host may print in a second.
+    pub log_bytes_per_s: u64,
+    /// Outgoing HTTP requests of all its instances on a host at once.
+    pub outgoing_len_max: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_bytes: 64 * 1024 * 1024, deadline_ms: 30_000, queue_len_max: 1_000 }
+        Self {
+            memory_bytes: 64 * 1024 * 1024,
+            table_elements_max: 100_000,
+            instances_max: 64,
+            deadline_ms: 30_000,
+            cpu_ms: 10_000,
+            queue_len_max: 1_000,
+            request_bytes_max: 64 * 1024 * 1024,
+            response_bytes_max: 1024 * 1024 * 1024,
+            log_bytes_per_s: 64 * 1024,
+            outgoing_len_max: 64,
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 use crate::app::{Actor, App, Component, Kind, Link, Name, Scaler};
 use crate::component::{Inspection, Interface};
 use crate::manifest::{Positions, Problem};
+use crate::needs::{Grant, Served, minor_of};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Problems named one by one for each actor; the rest are counted.
@@ -53,7 +54,8 @@ fn too_many_stores(name: &Name, component: &Component) -> Option<(String, String
     None
 }
 
-/// What is allowed but probably not meant: links for interfaces that their consumer does not import.
+/// What is allowed but probably not meant: links for interfaces that their consumer does not import, and imports whose
+/// use will be refused for want of a grant. Toolchains that bind everything import them without using them.
 pub fn warnings(app: &App, inspections: &BTreeMap<Name, Inspection>, positions: &Positions) -> Vec<Problem> {
     let mut warnings = Vec::new();
     for (index, link) in app.links.iter().enumerate() {
@@ -69,6 +71,16 @@ pub fn warnings(app: &App, inspections: &BTreeMap<Name, Inspection>, positions: 
                 format!("actor {:?} does not import {}", link.consumer.as_str(), listed(&unused)),
                 "the link can go",
             ));
+        }
+    }
+    for (name, component) in &app.components {
+        let (Kind::Actor(actor), Some(inspection)) = (&component.kind, inspections.get(name)) else { continue };
+        for import in &inspection.imports {
+            if let Some(grant) = Grant::of(import).filter(|grant| !grant.is_given(&actor.grants)) {
+                let message = format!("actor {:?} imports {import}, and nothing grants its use", name.as_str());
+                let help = format!("if it uses it, add a grants trait with `{}`", grant.example);
+                warnings.push(positions.problem(positions.image(name.as_str()), message, help));
+            }
         }
     }
     warnings
@@ -259,89 +271,6 @@ fn who_serves(app: &App, consumer: &Name, interface: &str) -> String {
         return "a capability with image \"builtin:keyvalue\"".into();
     }
     "an actor that exports it".into()
-}
-
-/// How an import comes to be served.
-enum Served {
-    /// By every host, without asking; what it reaches is what the grants allow.
-    Always,
-    ByLink,
-    /// By the hosts, but only in these versions.
-    WrongVersion(&'static str),
-}
-
-/// Interfaces of WASI 0.2 that every host links: package, interfaces.
-const WASI: &[(&str, &[&str])] = &[
-    ("io", &["error", "poll", "streams"]),
-    ("clocks", &["monotonic-clock", "wall-clock"]),
-    ("random", &["random", "insecure", "insecure-seed"]),
-    (
-        "cli",
-        &[
-            "environment",
-            "exit",
-            "stdin",
-            "stdout",
-            "stderr",
-            "terminal-input",
-            "terminal-output",
-            "terminal-stdin",
-            "terminal-stdout",
-            "terminal-stderr",
-        ],
-    ),
-    ("filesystem", &["types", "preopens"]),
-    (
-        "sockets",
-        &["network", "instance-network", "ip-name-lookup", "tcp", "tcp-create-socket", "udp", "udp-create-socket"],
-    ),
-    ("http", &["types", "outgoing-handler"]),
-];
-
-/// What hosts serve in exact versions only: interface, whether without a link, versions ("" is none), the same for
-/// people.
-const DRAFTS: &[(&str, bool, &[&str], &str)] = &[
-    ("wasi:config/runtime", true, &["0.2.0-draft"], "0.2.0-draft"),
-    ("wasi:config/store", true, &["0.2.0-rc.1"], "0.2.0-rc.1"),
-    ("wasi:logging/logging", true, &["", "0.1.0-draft"], "0.1.0-draft or without version"),
-    ("wasi:keyvalue/store", false, &["0.2.0-draft", "0.2.0-draft2"], "0.2.0-draft or 0.2.0-draft2"),
-    ("wasi:keyvalue/atomics", false, &["0.2.0-draft", "0.2.0-draft2"], "0.2.0-draft or 0.2.0-draft2"),
-    ("wasi:keyvalue/batch", false, &["0.2.0-draft", "0.2.0-draft2"], "0.2.0-draft or 0.2.0-draft2"),
-    ("lattice:keystore/store", false, &["0.1.0"], "0.1.0"),
-];
-
-impl Served {
-    fn of(import: &Interface) -> Self {
-        if import.namespace == "wasi"
-            && let Some((_, interfaces)) = WASI.iter().find(|(package, _)| *package == import.package)
-        {
-            return match minor_of(import) {
-                Some((0, 2)) if interfaces.contains(&import.interface.as_str()) => Self::Always,
-                Some((0, 2)) => Self::ByLink,
-                _ => Self::WrongVersion("0.2"),
-            };
-        }
-        let name = import.unversioned();
-        let Some((_, always, versions, shown)) = DRAFTS.iter().find(|(interface, ..)| *interface == name) else {
-            return Self::ByLink;
-        };
-        match versions.contains(&import.version.as_deref().unwrap_or("")) {
-            true if *always => Self::Always,
-            true => Self::ByLink,
-            false => Self::WrongVersion(shown),
-        }
-    }
-}
-
-/// Major and minor of a released version; `None` for a pre-release, which is compatible with nothing but itself.
-fn minor_of(interface: &Interface) -> Option<(u64, u64)> {
-    let version = interface.version.as_deref()?;
-    if version.contains('-') {
-        return None;
-    }
-    let mut parts = version.split('+').next().unwrap_or(version).split('.');
-    let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    Some((major, minor))
 }
 
 /// Whether an import can be served by this export: the same version, or one that is compatible by semver.

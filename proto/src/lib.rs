@@ -1,13 +1,17 @@
 //! Everything two processes must agree on: wire messages, validated nouns, subjects, the manifest. No IO.
 //!
 //! Reading order: `app` (the nouns), `manifest` (YAML -> App), `component` (bytes -> what
-//! they import and export), `check` (one against the other), `subject` (addresses on the bus), `v1` (wire types,
+//! they import and export), `check` (one against the other), `needs` (what a component wants granted), `address` (what
+//! a granted address means), `policy` (what a host takes away), `subject` (addresses on the bus), `v1` (wire types,
 //! generated from lattice/v1/*.proto), `value` (the binary encoding of calls).
 
+pub mod address;
 pub mod app;
 pub mod check;
 pub mod component;
 pub mod manifest;
+pub mod needs;
+pub mod policy;
 pub mod subject;
 
 /// Wire types generated from `lattice/v1/*.proto`.

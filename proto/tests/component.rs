@@ -188,8 +188,11 @@ fn inspections(components: &[(&str, &[&str], &[&str])]) -> BTreeMap<Name, Inspec
 fn everything_served() {
     let kv = link("kv", "wasi:keyvalue", "store, atomics");
     let tax = link("tax", "acme:tax", "rates");
-    let manifest = format!("{}{}{KV}", actor("cart", &format!("{INGRESS}, {kv}, {tax}")), actor("tax", ""));
-    let mut parsed = parse(&manifest);
+    let grants = "{type: grants, properties: {http: [api.example.org], clocks: {wall: true}, random: true, \
+                  folders: [{host: /srv, guest: /srv}]}}";
+    let manifest =
+        |grants: &str| format!("{}{}{KV}", actor("cart", &format!("{INGRESS}, {kv}, {tax}{grants}")), actor("tax", ""));
+    let mut parsed = parse(&manifest(&format!(", {grants}")));
     let all = inspections(&[
         (
             "cart",
@@ -216,6 +219,26 @@ fn everything_served() {
     assert_eq!(parsed.app.actor("tax").unwrap().exports, ["acme:tax/admin", "acme:tax/rates"]);
     assert_eq!(parsed.app.actor("cart").unwrap().exports, ["wasi:http/incoming-handler"]);
     assert_eq!(check::warnings(&parsed.app, &all, &parsed.positions), []);
+    // Without the grants it is accepted all the same, and told what will be refused.
+    let mut parsed = parse(&manifest(""));
+    assert_eq!(check::check(&mut parsed.app, &all, &parsed.positions), []);
+    let warnings: Vec<String> = check::warnings(&parsed.app, &all, &parsed.positions)
+        .iter()
+        .map(|w| format!("{}; {}", w.message, w.help))
+        .collect();
+    assert_eq!(
+        warnings,
+        [
+            "actor \"cart\" imports wasi:clocks/wall-clock@0.2.0, and nothing grants its use; \
+             if it uses it, add a grants trait with `clocks: {wall: true}`",
+            "actor \"cart\" imports wasi:random/random@0.2.6, and nothing grants its use; \
+             if it uses it, add a grants trait with `random: true`",
+            "actor \"cart\" imports wasi:filesystem/preopens@0.2.0, and nothing grants its use; \
+             if it uses it, add a grants trait with `folders: [{host: /srv/data, guest: /data}]`",
+            "actor \"cart\" imports wasi:http/outgoing-handler@0.2.1, and nothing grants its use; \
+             if it uses it, add a grants trait with `http: [api.example.org]`",
+        ]
+    );
 }
 
 #[test]

@@ -290,6 +290,46 @@ fn scalers() {
 }
 
 #[test]
+fn every_grant_and_every_limit_is_checked() {
+    check_traits(
+        "        - type: grants\n\
+         \x20         properties:\n\
+         \x20           sockets: {tcp: [db.example:5432], udp: [\"*:53\"], lookups: sure}\n\
+         \x20           clocks: {wall: 1, monotonic: exact}\n\
+         \x20           random: {sed: 1}\n\
+         \x20           args: {a: b}\n\
+         \x20           exit: 1\n\
+         \x20       - type: limits\n\
+         \x20         properties: {table: 0, instances: 65, cpu: 0s, request: much, response: 2TB, log: 1GiB, outgoing: -1}\n",
+        &[
+            "app.yaml:14:29: spec.components[0].traits[0].properties.sockets.tcp[0]: \"db.example:5432\" is not an address; \
+             write an address, not a name: 10.0.0.5:5432, 10.0.0.0/8, [fd00::/8]:53, *:443 or *",
+            "app.yaml:14:71: spec.components[0].traits[0].properties.sockets.lookups: expected true or false, found `sure`",
+            "app.yaml:15:28: spec.components[0].traits[0].properties.clocks.wall: expected true or false, found `1`",
+            "app.yaml:15:42: spec.components[0].traits[0].properties.clocks.monotonic: \"exact\" is no monotonic clock; \
+             write coarse (whole milliseconds) or fine",
+            "app.yaml:16:21: spec.components[0].traits[0].properties.random: missing field \"seed\"; write `seed: 42`",
+            "app.yaml:16:22: spec.components[0].traits[0].properties.random.sed: unknown field \"sed\"; did you mean \"seed\"?",
+            "app.yaml:17:19: spec.components[0].traits[0].properties.args: expected a list of arguments, found a map",
+            "app.yaml:18:19: spec.components[0].traits[0].properties.exit: expected true or false, found `1`",
+            "app.yaml:20:31: spec.components[0].traits[1].properties.table: table of 0 is out of range; give 1 to 1000000",
+            "app.yaml:20:45: spec.components[0].traits[1].properties.instances: expected a whole number from 0 to 64, \
+             found 65; at most 64 is allowed",
+            "app.yaml:20:54: spec.components[0].traits[1].properties.cpu: processor time of \"0s\" is out of range; \
+             give 1ms to 24h",
+            "app.yaml:20:67: spec.components[0].traits[1].properties.request: \"much\" is not a size of a body; \
+             write it as 64MiB",
+            "app.yaml:20:83: spec.components[0].traits[1].properties.response: \"2TB\" is not a size of a body; \
+             write it as 64MiB",
+            "app.yaml:20:93: spec.components[0].traits[1].properties.log: \"1GiB\" of log a second is out of range; \
+             give 0 to 64MiB",
+            "app.yaml:20:109: spec.components[0].traits[1].properties.outgoing: expected a whole number from 0 to 10000, \
+             found -1; give a whole number from 0 to 10000",
+        ],
+    );
+}
+
+#[test]
 fn ingress_grants_and_limits() {
     check_traits(
         "        - type: ingress\n\
@@ -313,10 +353,10 @@ fn ingress_grants_and_limits() {
             "app.yaml:13:94: spec.components[0].traits[0].properties.routes[3].hots: unknown field \"hots\"; \
              did you mean \"host\"?",
             "app.yaml:16:18: spec.components[0].traits[1].properties.env: expected a map of text to text, found a list",
-            "app.yaml:17:20: spec.components[0].traits[1].properties.http[0]: \"https://api.example.org/v1\" is not a host \
-             name; write the host only, without scheme and path: api.example.org or 127.0.0.1:8080",
-            "app.yaml:17:48: spec.components[0].traits[1].properties.http[1]: \"api.example.org:99999\" is not a host name; \
-             write api.example.org, *.example.org or 127.0.0.1:8080",
+            "app.yaml:17:20: spec.components[0].traits[1].properties.http[0]: \"https://api.example.org/v1\" is not an \
+             address; write https://api.example.org, *.example.org, 127.0.0.1:8080, 10.0.0.0/8 or *, without a path",
+            "app.yaml:17:48: spec.components[0].traits[1].properties.http[1]: \"api.example.org:99999\" is not an address; \
+             write https://api.example.org, *.example.org, 127.0.0.1:8080, 10.0.0.0/8 or *, without a path",
             "app.yaml:18:30: spec.components[0].traits[1].properties.folders[0].host: \"data\" is not a full path; \
              start it with / and use no ..",
             "app.yaml:18:48: spec.components[0].traits[1].properties.folders[1]: missing field \"host\"; \

@@ -1,5 +1,6 @@
 //! `lattice host`: a host as a process of its own. It needs nothing but the bus.
 
+use super::policy::PolicyArgs;
 use super::start::{self, HostConfig};
 use super::{NatsArgs, TlsArgs, banner, begin, data_dir, labels, listen};
 use crate::failure::Failure;
@@ -15,6 +16,7 @@ Examples:
   lattice host --nats nats://10.0.0.5:4222 --label site=paris --label tier=edge
   lattice host --nats nats://127.0.0.1:4222 --ingress 127.0.0.1:8000
   lattice host --nats tls://a:4222,tls://b:4222 --nats-creds l.creds
+  lattice host --nats nats://127.0.0.1:4222 --policy /etc/lattice/policy.yaml
 
 It opens no port but its ingress, if it has one. When the bus can not be reached
 it starts what it was last assigned, and joins later.")]
@@ -34,6 +36,8 @@ pub(crate) struct HostArgs {
     /// Where to take HTTP requests for actors, here or on other hosts [default: nowhere]
     #[arg(long, value_name = "IP:PORT", value_parser = listen::parse)]
     ingress: Option<SocketAddr>,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// NATS server of the lattice; several with commas
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true, help_heading = "Bus")]
     nats: Vec<String>,
@@ -57,8 +61,15 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     let data = data_dir(args.data.as_deref(), "host")?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let bus = args.nats_more.config(args.nats.clone(), format!("lattice host {name}"), args.lattice.clone());
-    let config =
-        HostConfig { bus, data: data.clone(), name: name.clone(), labels: labels.clone(), ingress: args.ingress, tls };
+    let config = HostConfig {
+        bus,
+        data: data.clone(),
+        name: name.clone(),
+        labels: labels.clone(),
+        ingress: args.ingress,
+        tls,
+        policy: args.policy.load()?,
+    };
     let Some(serving) = begin(Box::pin(start::host(config))).await? else { return Ok(()) };
     let running = &serving.running;
     let mut fields = vec![("id", running.host.clone().unwrap_or_default()), ("bus", running.bus.clone())];

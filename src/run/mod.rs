@@ -9,6 +9,8 @@ pub(crate) mod labels;
 pub(crate) mod listen;
 #[cfg(all(feature = "host", feature = "scheduler"))]
 pub(crate) mod pin;
+#[cfg(feature = "host")]
+pub(crate) mod policy;
 #[cfg(feature = "scheduler")]
 pub(crate) mod scheduler;
 pub(crate) mod start;

@@ -27,6 +27,7 @@ pub(crate) struct UpConfig {
     pub(crate) tls: Option<Tls>,
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) policy: proto::policy::Policy,
 }
 
 /// The bus of `up`.
@@ -60,6 +61,7 @@ pub(crate) struct HostConfig {
     pub(crate) ingress: Option<SocketAddr>,
     /// `None` only when there is no ingress beyond loopback.
     pub(crate) tls: Option<Tls>,
+    pub(crate) policy: proto::policy::Policy,
 }
 
 /// Parts that run, and where they are: addresses as bound, so that a port 0 has become a real one.
@@ -131,6 +133,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         labels: config.labels,
         ingress: Some(config.ingress),
         tls: config.tls,
+        policy: config.policy,
     })
     .await?;
     let mut running = Running {
@@ -221,6 +224,7 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
             name: config.name,
             labels: config.labels,
             ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls }),
+            policy: config.policy,
         },
         bus.clone(),
     )

@@ -1,5 +1,6 @@
 //! `lattice up`: broker, scheduler, host, ingress and API in one process, and the apps given with it.
 
+use super::policy::PolicyArgs;
 use super::start::{self, UpBus, UpConfig};
 use super::{NatsArgs, Tls, TlsArgs, banner, begin, data_dir, labels, listen, next};
 use crate::client::Client;
@@ -49,6 +50,8 @@ pub(crate) struct UpArgs {
     /// Label of its host, for placement; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = labels::parse)]
     labels: Vec<labels::Label>,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// How long to wait for the apps given: 500ms, 30s, 2m, 1h
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse)]
     timeout: Duration,
@@ -128,6 +131,7 @@ fn config(args: &UpArgs) -> Result<UpConfig, Failure> {
         tls,
         name,
         labels: labels::collect(&args.labels).map_err(Failure::Usage)?,
+        policy: args.policy.load()?,
     })
 }
 

@@ -23,6 +23,7 @@ mod memory;
 mod plan;
 mod process;
 mod raft;
+mod walls;
 
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ const SECTIONS: &[(&str, &str, fn(&Bench) -> Result<()>)] = &[
     ("apply", "from `lattice apply` to the first answer", apply::run),
     ("raft", "committed entries of 1 KiB, one member, beside the same disk alone", raft::run),
     ("memory", "resident memory of idle processes", memory::run),
+    ("walls", "what one actor's clients notice of a hundred hostile actors beside it", walls::run),
 ];
 
 /// What a section needs to know.

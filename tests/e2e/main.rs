@@ -23,3 +23,4 @@ mod moving;
 #[cfg(target_os = "linux")]
 mod power;
 mod registry;
+mod walls;

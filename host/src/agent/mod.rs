@@ -2,9 +2,10 @@
 //! the bus is away it runs its last assignment.
 //!
 //! Reading order: `Agent` (start, shutdown), `run` (the loop), `start` (one component), `answer` (questions),
-//! `pulse` (heartbeats), `running` (what is up), `disk` (what is remembered).
+//! `pulse` (heartbeats), `running` (what is up), `disk` (what is remembered), `away` (where the bus is).
 
 mod answer;
+mod away;
 mod disk;
 mod facts;
 mod pulse;
@@ -19,6 +20,7 @@ use crate::{artifact, engine};
 use bus::Bus;
 use disk::Disk;
 use proto::app::{HostId, LatticeName};
+use proto::policy::Policy;
 use proto::v1 as pb;
 use running::Running;
 use start::Parts;
@@ -43,6 +45,8 @@ pub struct Config {
     pub name: String,
     pub labels: BTreeMap<String, String>,
     pub ingress: Option<IngressConfig>,
+    /// What this host takes away from what manifests grant.
+    pub policy: Policy,
 }
 
 #[derive(Debug, Clone)]
@@ -104,6 +108,8 @@ impl Agent {
             cache_dir: config.data.join("compiled"),
             memory_bytes: 0,
             instances_max: INSTANCES_MAX,
+            policy: Arc::new(config.policy),
+            bus: away::addresses(&bus).await,
         })?;
         let artifacts = artifact::Store::open(&config.data.join("artifacts"), ARTIFACT_STORE_BYTES_MAX)?;
         let running = Arc::new(Running::default());

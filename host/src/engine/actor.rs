@@ -1,13 +1,15 @@
 //! One revision of an actor on this host: linked once, then a fresh instance per invocation, as many at once as it has
 //! replicas here, each within its limits.
 
-use super::dynamic::{self, Failed};
+use super::dynamic;
 use super::gate::{Closed, Entry, Gate, Permit};
+use super::granted::Granted;
+use super::lane::{Habit, Laned, Spent, Work};
 use super::module::{Export, Module, without_version};
-use super::output::Log;
-use super::state::{Env, HEADER_BYTES_MAX, Refused, State};
-use super::wasi::{HttpGrant, forbidden_headers};
-use super::{Engine, Error, glue};
+use super::outgoing::forbidden_headers;
+use super::output::{Log, Rate};
+use super::state::{Env, HEADER_BYTES_MAX, State};
+use super::{Engine, Error, config, failed, glue, guard, lane};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::{Imports, LogSink};
 use crate::value::{decode_vals, encode_vals};
@@ -15,13 +17,12 @@ use bytes::Bytes;
 use proto::app::{Grants, Limits, Name};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
 use wasmtime::component::{InstancePre, Val};
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
-use wasmtime_wasi::I32Exit;
+use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
@@ -64,6 +65,7 @@ pub(super) struct Shared {
     pub(super) env: Arc<Env>,
     engine: Engine,
     gate: Arc<Gate>,
+    habit: Arc<Habit>,
     requests: AtomicU64,
     pub(super) errors: AtomicU64,
 }
@@ -76,6 +78,7 @@ impl Actor {
         let mut linker = inner.wasi.clone();
         module.link(&inner.engine, &mut linker, &env.label)?;
         let refused = |e: wasmtime::Error| Error::Link { actor: env.label.clone(), reason: format!("{e:#}") };
+        guard::shadow(&mut linker, &env.granted).map_err(refused)?;
         let pre = linker.instantiate_pre(&module.component).map_err(refused)?;
         let proxy = match module.exports.contains_key(HANDLER) {
             true => Some(ProxyPre::new(pre.clone()).map_err(refused)?),
@@ -85,6 +88,7 @@ impl Actor {
             env: Arc::new(env),
             engine: engine.clone(),
             gate: Gate::new(replicas),
+            habit: Arc::default(),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         };
@@ -131,7 +135,7 @@ impl Actor {
         let export = self.export(interface, function)?;
         self.check_plain(export, interface, function)?;
         let params = dynamic::parse_wave(function, args, &export.params)?;
-        let results = Box::pin(self.call(export, &params, None, Entering::First)).await?;
+        let results = Box::pin(self.call(export, params, None, Entering::First)).await?;
         dynamic::wave_text(&results)
     }
 
@@ -149,7 +153,7 @@ impl Actor {
         }
         self.check_plain(export, interface, function)?;
         let params = decode_vals(&params, &export.params)?;
-        let results = Box::pin(self.call(export, &params, link.deadline, Entering::Nested)).await?;
+        let results = Box::pin(self.call(export, params, link.deadline, Entering::Nested)).await?;
         encode_vals(&results, &export.results)
     }
 
@@ -181,20 +185,26 @@ impl Actor {
     async fn call(
         &self,
         export: &Export,
-        params: &[Val],
+        params: Vec<Val>,
         deadline: Option<Duration>,
         entering: Entering,
     ) -> Result<Vec<Val>, CallError> {
         let mut run = self.shared.enter(deadline, entering).await?;
+        let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
         let mut results = vec![Val::Bool(false); export.results.len()];
-        let call = async {
-            let instance = self.pre.instantiate_async(&mut run.store).await?;
-            let func = instance.get_func(&mut run.store, export.index).ok_or_else(lost)?;
-            func.call_async(&mut run.store, params, &mut results).await
+        let until = Until::of(&run);
+        let work = async move {
+            let call = async {
+                let instance = pre.instantiate_async(&mut run.store).await?;
+                let func = instance.get_func(&mut run.store, index).ok_or_else(lost)?;
+                func.call_async(&mut run.store, &params, &mut results).await
+            };
+            match call.await {
+                Ok(()) => Ok(results),
+                Err(e) => Err(shared.failed(&run.store, &e)),
+            }
         };
-        let ended = timeout_at(run.deadline.into(), call).await;
-        self.shared.ended(&run, ended)?;
-        Ok(results)
+        self.shared.in_time(until, Box::pin(work)).await
     }
 
     async fn call_keystore(
@@ -204,13 +214,17 @@ impl Actor {
         deadline: Option<Duration>,
     ) -> Result<Bytes, CallError> {
         let mut run = self.shared.enter(deadline, Entering::Nested).await?;
-        let call = async {
-            let instance = self.pre.instantiate_async(&mut run.store).await?;
-            let func = instance.get_func(&mut run.store, export.index).ok_or_else(lost)?;
-            call.run(&mut run.store, func).await
+        let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
+        let until = Until::of(&run);
+        let work = async move {
+            let call = async {
+                let instance = pre.instantiate_async(&mut run.store).await?;
+                let func = instance.get_func(&mut run.store, index).ok_or_else(lost)?;
+                call.run(&mut run.store, func).await
+            };
+            call.await.map_err(|e| shared.failed(&run.store, &e))
         };
-        let ended = timeout_at(run.deadline.into(), call).await;
-        self.shared.ended(&run, ended)
+        self.shared.in_time(until, Box::pin(work)).await
     }
 }
 
@@ -233,20 +247,9 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
 
 fn env(engine: &Engine, spec: Spec) -> Result<Env, Error> {
     let label = format!("{}/{}", spec.app, spec.actor);
-    let grant = |reason| Error::Grant { actor: label.clone(), reason };
-    let mut http_grants = Vec::new();
-    for text in &spec.grants.http {
-        http_grants.push(HttpGrant::parse(text).ok_or_else(|| {
-            grant(format!("{text:?} in grants.http is not a host name, perhaps with a port, perhaps after \"*.\""))
-        })?);
-    }
-    for folder in &spec.grants.folders {
-        match std::fs::metadata(&folder.host) {
-            Ok(meta) if meta.is_dir() => {}
-            Ok(_) => return Err(grant(format!("{} is not a folder", folder.host))),
-            Err(e) => return Err(grant(format!("folder {}: {e}", folder.host))),
-        }
-    }
+    let inner = &engine.inner;
+    let granted = Granted::new(&label, spec.grants, &spec.limits, &inner.policy, inner.bus.clone())?;
+    let outgoing_len_max = usize::try_from(spec.limits.outgoing_len_max).unwrap_or(usize::MAX);
     let mut http = WasiHttpCtx::new();
     http.set_field_size_limit(HEADER_BYTES_MAX);
     Ok(Env {
@@ -254,8 +257,9 @@ fn env(engine: &Engine, spec: Spec) -> Result<Env, Error> {
         actor: spec.actor.to_string(),
         label,
         config: spec.config,
-        grants: spec.grants,
-        http_grants,
+        granted,
+        outgoing: Arc::new(Semaphore::new(outgoing_len_max.min(Semaphore::MAX_PERMITS))),
+        log_rate: Rate::new(spec.limits.log_bytes_per_s, Instant::now()),
         limits: spec.limits,
         imports: spec.imports,
         logs: spec.logs,
@@ -272,6 +276,50 @@ pub(super) struct Run {
     pub(super) deadline: Instant,
     _slot: OwnedSemaphorePermit,
     _permit: Permit,
+    _running: Counted,
+}
+
+/// One of the instances that run now: while there are any, the clock ticks faster.
+struct Counted(Arc<AtomicU32>);
+
+impl Counted {
+    fn new(running: &Arc<AtomicU32>) -> Self {
+        running.fetch_add(1, Ordering::Relaxed);
+        Self(running.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What is known of a run by whoever waits for it.
+pub(super) struct Until {
+    pub(super) deadline: Instant,
+    pub(super) log: Arc<Log>,
+    spent: Arc<Spent>,
+}
+
+impl Until {
+    pub(super) fn of(run: &Run) -> Self {
+        let state = run.store.data();
+        Self { deadline: run.deadline, log: state.log().clone(), spent: state.spent.clone() }
+    }
+}
+
+/// At a tick of the clock, in a guest that computes: it has had all its time, or its turn is over, or it goes on.
+fn on_tick(state: &State) -> wasmtime::Result<UpdateDeadline> {
+    let spent = state.spent.now();
+    if spent > Duration::from_millis(state.env().limits.cpu_ms) {
+        return Err(failed::CpuSpent.into());
+    }
+    Ok(match state.spent.in_back() {
+        true => UpdateDeadline::Yield(config::BACK_TURN_TICKS),
+        false if spent > lane::TURN => UpdateDeadline::Yield(1),
+        false => UpdateDeadline::Continue(1),
+    })
 }
 
 /// Who asks. A call from another actor must not wait for a free instance: that actor holds one meanwhile, and all of
@@ -298,8 +346,8 @@ impl Shared {
         let mut store = Store::new(&engine.engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
-        Ok(Run { store, deadline, _slot: slot, _permit: permit })
+        store.epoch_deadline_callback(|store| on_tick(store.data()));
+        Ok(Run { store, deadline, _slot: slot, _permit: permit, _running: Counted::new(&engine.running) })
     }
 
     async fn permit(&self, deadline: Instant) -> Result<Permit, CallError> {
@@ -341,15 +389,16 @@ impl Shared {
         )))
     }
 
-    fn ended<T>(
-        &self,
-        run: &Run,
-        ended: Result<wasmtime::Result<T>, tokio::time::error::Elapsed>,
-    ) -> Result<T, CallError> {
-        match ended {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(e)) => Err(self.failed(&run.store, &e)),
-            Err(_) => Err(self.late(run.store.data().log())),
+    /// An invocation, in the lane where it belongs.
+    pub(super) fn laned<T: Send + 'static>(&self, until: &Until, work: Work<T>) -> Laned<T> {
+        Laned::new(work, &self.engine.inner.lanes, until.spent.clone(), self.habit.clone())
+    }
+
+    /// Its result, or that it is late.
+    async fn in_time<T: Send + 'static>(&self, until: Until, work: Work<T>) -> Result<T, CallError> {
+        match timeout_at(until.deadline.into(), self.laned(&until, work)).await {
+            Ok(ended) => ended,
+            Err(_) => Err(self.late(&until.log)),
         }
     }
 
@@ -373,69 +422,14 @@ impl Shared {
     }
 
     fn deadline_text(&self) -> String {
-        match self.env.limits.deadline_ms {
-            ms if ms % 1000 == 0 => format!("{} s", ms / 1000),
-            ms => format!("{ms} ms"),
-        }
+        failed::time_text(self.env.limits.deadline_ms)
     }
 
     /// Why the guest ended, for its caller and its log.
     pub(super) fn failed(&self, store: &Store<State>, e: &wasmtime::Error) -> CallError {
-        let error = self.explain(store.data().limiter.refused, e);
+        let error = failed::explain(&self.env, store.data().limiter.refused, e);
         store.data().log().note("error", &error.to_string());
         error
-    }
-
-    fn explain(&self, refused: Option<Refused>, e: &wasmtime::Error) -> CallError {
-        let label = &self.env.label;
-        if let Some(failed) = e.downcast_ref::<Failed>() {
-            return failed.for_caller(label);
-        }
-        if e.is::<PoolConcurrencyLimitError>() {
-            return CallError::Overloaded(format!(
-                "actor {label}: this host has no room for it now: {}",
-                e.root_cause()
-            ));
-        }
-        if let Some(I32Exit(code)) = e.downcast_ref::<I32Exit>() {
-            return CallError::Trapped(format!("actor {label} exited with code {code} before it was done"));
-        }
-        let place = e.downcast_ref::<WasmBacktrace>().map_or(String::new(), place);
-        let reason = match e.downcast_ref::<Trap>() {
-            Some(trap) => trap.to_string(),
-            None => e.root_cause().to_string(),
-        };
-        let reason = reason.strip_prefix("wasm trap: ").unwrap_or(&reason);
-        match refused {
-            Some(Refused::Budget) => CallError::Overloaded(format!(
-                "actor {label}: the memory of this host for actors is used up; add hosts or try again ({reason}{place})"
-            )),
-            Some(Refused::Limit) => CallError::Trapped(format!(
-                "actor {label} wanted more than its {} of memory; raise limits.memory ({reason}{place})",
-                bytes_text(self.env.limits.memory_bytes)
-            )),
-            Some(Refused::Table) => {
-                CallError::Trapped(format!("actor {label} wanted a table over the bound ({reason}{place})"))
-            }
-            None => CallError::Trapped(format!("actor {label} trapped: {reason}{place}")),
-        }
-    }
-}
-
-/// " in function f", or as much as the component says.
-fn place(backtrace: &WasmBacktrace) -> String {
-    let Some(frame) = backtrace.frames().first() else { return String::new() };
-    match frame.func_name() {
-        // Names come from the component: as long as its author likes.
-        Some(name) => format!(" in function {}", name.chars().take(120).collect::<String>()),
-        None => format!(" in function number {}", frame.func_index()),
-    }
-}
-
-fn bytes_text(bytes: u64) -> String {
-    match bytes {
-        b if b % (1 << 20) == 0 => format!("{} MiB", b >> 20),
-        b => format!("{b} bytes"),
     }
 }
 

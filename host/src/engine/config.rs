@@ -4,8 +4,11 @@
 //! Memory mappings are the scarce thing: past `vm.max_map_count` any allocation of the process can fail, so the
 //! number of instances is cut well below it.
 
+use super::granted::BusAddresses;
+use proto::policy::Policy;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use wasmtime::{Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
 
 /// What an engine is built from.
@@ -17,10 +20,19 @@ pub struct Config {
     pub memory_bytes: u64,
     /// Instances alive at once; cut to what the machine's mappings allow.
     pub instances_max: u32,
+    /// What this host takes away from what manifests grant.
+    pub policy: Arc<Policy>,
+    pub bus: BusAddresses,
 }
 
-/// Epoch ticks come this often. A guest that computes gives way to others at each.
-pub(super) const TICK_MS: u64 = 10;
+/// Epoch ticks come this often while a guest runs, and this often while none does. At a tick a guest that computes is
+/// looked at: whether it has used up its turn, or all of its time.
+pub(super) const TICK_MS: u64 = 1;
+pub(super) const TICK_IDLE_MS: u64 = 10;
+/// Ticks after which one that computes for long gives way to others that do.
+pub(super) const BACK_TURN_TICKS: u64 = 5;
+/// Of one call in the guest, all its frames; the engine has one bound for all actors.
+pub(super) const STACK_BYTES_MAX: usize = 512 * 1024;
 /// Core instances that one component may hold: toolchains for Python and JavaScript make a dozen.
 pub(super) const CORE_INSTANCES_MAX: u32 = 64;
 pub(super) const TABLES_MAX: u32 = 64;
@@ -87,6 +99,7 @@ pub(super) fn wasmtime_config(pool: Option<Size>) -> wasmtime::Config {
         // Only WASI 0.2 is served so far: calls are about three times cheaper without the tables of 0.3.
         .concurrency_support(false)
         .epoch_interruption(true)
+        .max_wasm_stack(STACK_BYTES_MAX)
         .memory_init_cow(true)
         // On a small machine a compilation on all cores would stand in the way of what is being served.
         .parallel_compilation(std::thread::available_parallelism().is_ok_and(|n| n.get() > 2))

@@ -3,31 +3,31 @@
 //!
 //! What belongs to a connection (hop-by-hop headers, upgrades, listening) is the ingress's business.
 
-use super::actor::{Actor, Entering, HANDLER, Run, Shared};
-use super::output::Log;
+use super::actor::{Actor, Entering, HANDLER, Run, Shared, Until};
+use super::body::{self, Answer, Asked};
+use super::lane::Laned;
 use super::state::{HEADER_BYTES_MAX, State};
 use crate::call::{Body, CallError, HttpServe};
-use bytes::Bytes;
 use http::uri::Scheme;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
-use hyper::body::{Frame, SizeHint};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::WasiHttpView as _;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
-use wasmtime_wasi_http::{Error, WasiHttpView as _};
 
 /// Headers of one request.
 const HEADERS_MAX: usize = 256;
 
 type Head = Result<Response<HyperOutgoingBody>, types::ErrorCode>;
-type Guest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+type Guest = Laned<()>;
 
 #[async_trait::async_trait]
 impl HttpServe for Actor {
@@ -48,24 +48,31 @@ impl Actor {
             return Err(CallError::Invalid(format!("actor {label} does not export {HANDLER}")));
         };
         check_head(&request)?;
+        let (request, asked_body) = Asked::limit(request, label, &self.shared.env.limits)?;
         let run = self.shared.enter(asked, Entering::First).await?;
-        let deadline = run.deadline;
-        let log = run.store.data().log().clone();
+        let until = Until::of(&run);
         let broken = Arc::new(OnceLock::new());
         let (tx, rx) = oneshot::channel();
         let guest = guest(self.shared.clone(), proxy.clone(), run, request, tx, broken.clone());
-        let mut guest = Running { guest: Some(Box::pin(guest)), ended: None };
-        let head = match timeout_at(deadline.into(), guest.head(rx)).await {
+        let mut guest = Running { guest: Some(self.shared.laned(&until, Box::pin(guest))), ended: None };
+        let head = match timeout_at(until.deadline.into(), guest.head(rx)).await {
             Ok(head) => head,
-            Err(_) => return Err(self.shared.late(&log)),
+            Err(_) => return Err(self.shared.late(&until.log)),
         };
         let response = match head {
             Some(Ok(response)) => response,
-            Some(Err(code)) => return Err(CallError::Trapped(format!("actor {label} answered with an error: {code}"))),
-            None => return Err(guest.ended.and_then(Result::err).unwrap_or_else(|| no_response(label))),
+            Some(Err(code)) => {
+                let error = CallError::Trapped(format!("actor {label} answered with an error: {code}"));
+                return Err(asked_body.or(error));
+            }
+            None => {
+                let error = guest.ended.and_then(Result::err).unwrap_or_else(|| no_response(label));
+                return Err(asked_body.or(error));
+            }
         };
-        guest.run_on(self.shared.clone(), log, deadline, broken.clone());
-        Ok(response.map(|inner| Outgoing { inner, broken: Some(broken) }.boxed_unsync()))
+        let answer = Answer::limit(&self.shared.env, until.log.clone());
+        guest.run_on(self.shared.clone(), until, broken.clone());
+        Ok(response.map(|inner| body::Outgoing::new(inner, broken, answer).boxed_unsync()))
     }
 }
 
@@ -111,7 +118,11 @@ async fn guest(
         let proxy = proxy.instantiate_async(&mut *store).await?;
         proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await
     };
-    let ended = call.await.map_err(|e| shared.failed(&run.store, &e));
+    let ended = match call.await {
+        // It may end itself when it has nothing more to say.
+        Err(e) if shared.env.granted.grants.exit && matches!(e.downcast_ref(), Some(I32Exit(0))) => Ok(()),
+        ended => ended.map_err(|e| shared.failed(&run.store, &e)),
+    };
     if let Err(e) = &ended {
         let _ = broken.set(e.clone());
     }
@@ -150,23 +161,23 @@ impl Running {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(guest) = &mut self.guest else { return Poll::Ready(()) };
-        let Poll::Ready(ended) = guest.as_mut().poll(cx) else { return Poll::Pending };
+        let Poll::Ready(ended) = Pin::new(guest).poll(cx) else { return Poll::Pending };
         self.guest = None;
         self.ended = Some(ended);
         Poll::Ready(())
     }
 
     /// Lets a guest that has more to do go on by itself, until its deadline.
-    fn run_on(mut self, shared: Arc<Shared>, log: Arc<Log>, deadline: Instant, broken: Arc<OnceLock<CallError>>) {
+    fn run_on(mut self, shared: Arc<Shared>, until: Until, broken: Arc<OnceLock<CallError>>) {
         if let Some(ended) = self.ended {
             let _ = shared.count(ended);
         }
         let Some(mut guest) = self.guest.take() else { return };
         tokio::spawn(async move {
-            let ended = match timeout_at(deadline.into(), &mut guest).await {
+            let ended = match timeout_at(until.deadline.into(), &mut guest).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    let late = shared.late(&log);
+                    let late = shared.late(&until.log);
                     let _ = broken.set(late.clone());
                     Err(late)
                 }
@@ -174,35 +185,5 @@ impl Running {
             drop(guest);
             let _ = shared.count(ended);
         });
-    }
-}
-
-/// A response's body as the guest writes it. If the guest breaks off, so does the body: a client must not take half
-/// of it for the whole.
-struct Outgoing {
-    inner: HyperOutgoingBody,
-    broken: Option<Arc<OnceLock<CallError>>>,
-}
-
-impl hyper::body::Body for Outgoing {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        match std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
-            Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
-            Some(Err(e)) => Poll::Ready(Some(Err(e))),
-            None => {
-                let broken = self.broken.take();
-                let error = broken.and_then(|b| b.get().map(|e| Error::InternalError(Some(e.to_string()))));
-                Poll::Ready(error.map(Err))
-            }
-        }
-    }
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }

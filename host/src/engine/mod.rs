@@ -3,19 +3,27 @@
 //!
 //! Reading order: `config` (how wasmtime is set up), `cache` (compiled code on disk), `module` (what a component
 //! imports and exports), `actor` (an actor revision and its invocations), `http` and `dynamic` (the two kinds of
-//! calls), `state` (what an instance carries), `wasi` (what grants come to), `glue` (capabilities), `gate` (the queue).
+//! calls), `state` (what an instance carries), `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `lane`
+//! (which threads), `glue` (capabilities), `gate` (the queue).
 //!
 //! A trap, an endless loop or a memory bomb ends one invocation, with a named error. Nothing in here may panic on what
 //! a guest does, and nothing that a guest can grow is without a bound.
 
 mod actor;
+mod body;
 mod cache;
 mod config;
 mod dynamic;
+mod failed;
 mod gate;
 mod glue;
+mod granted;
+mod guard;
 mod http;
+mod lane;
+mod limiter;
 mod module;
+mod outgoing;
 mod output;
 mod state;
 #[cfg(test)]
@@ -24,17 +32,21 @@ mod wasi;
 
 pub use actor::{Actor, Spec, Stats};
 pub use config::{Config, machine_memory_bytes};
+pub use granted::BusAddresses;
 pub use module::Module;
 #[cfg(test)]
 pub(crate) use tests::from_wit;
 
 use cache::Cache;
-use config::{Size, TICK_MS};
+use config::{Size, TICK_IDLE_MS, TICK_MS};
+use lane::Lanes;
+use limiter::Budget;
 use proto::app::{ARTIFACT_BYTES_MAX, Digest};
-use state::{Budget, State};
+use proto::policy::Policy;
+use state::State;
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -62,6 +74,10 @@ pub enum Error {
     Imports { actor: String, unserved: String },
     #[error("actor {actor} is granted what this host can not give: {reason}")]
     Grant { actor: String, reason: String },
+    #[error(
+        "the policy of this host does not let actor {actor} start: {reasons}; or choose other hosts by requirements"
+    )]
+    Policy { actor: String, reasons: String },
     #[error("actor {actor} can not be linked: {reason}")]
     Link { actor: String, reason: String },
 }
@@ -85,6 +101,11 @@ struct Inner {
     /// Instances that may be alive.
     slots: Arc<Semaphore>,
     budget: Arc<Budget>,
+    lanes: Lanes,
+    policy: Arc<Policy>,
+    bus: BusAddresses,
+    /// Instances that run now.
+    running: Arc<AtomicU32>,
     /// Numbers instances, for their logs.
     instances: Arc<AtomicU64>,
 }
@@ -98,7 +119,9 @@ impl Engine {
         let cache = Cache::open(&config.cache_dir, &engine)
             .map_err(|source| Error::Cache { dir: config.cache_dir.display().to_string(), source })?;
         let wasi = link_wasi(&engine).map_err(|e| Error::Start(format!("{e:#}")))?;
-        tick(&engine).map_err(|e| Error::Start(e.to_string()))?;
+        let running = Arc::<AtomicU32>::default();
+        tick(&engine, running.clone()).map_err(|e| Error::Start(e.to_string()))?;
+        let lanes = Lanes::start().map_err(|e| Error::Start(e.to_string()))?;
         let permits = usize::try_from(size.instances).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -110,6 +133,10 @@ impl Engine {
                 compiling: Arc::default(),
                 slots: Arc::new(Semaphore::new(permits)),
                 budget: Budget::new(size.memory_bytes),
+                lanes,
+                policy: config.policy,
+                bus: config.bus,
+                running,
                 instances: Arc::default(),
             }),
         })
@@ -206,16 +233,16 @@ fn link_wasi(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<State>> {
 }
 
 /// Moves the epoch on, so that a guest that computes gives way to others. Ends with the engine.
-fn tick(engine: &wasmtime::Engine) -> io::Result<()> {
+fn tick(engine: &wasmtime::Engine, running: Arc<AtomicU32>) -> io::Result<()> {
     let engine = engine.weak();
-    let tick = Duration::from_millis(TICK_MS);
     std::thread::Builder::new()
         .name("epoch".into())
         .spawn(move || {
             while let Some(engine) = engine.upgrade() {
                 engine.increment_epoch();
                 drop(engine);
-                std::thread::sleep(tick);
+                let idle = running.load(Ordering::Relaxed) == 0;
+                std::thread::sleep(Duration::from_millis(if idle { TICK_IDLE_MS } else { TICK_MS }));
             }
         })
         .map(drop)

@@ -7,6 +7,7 @@ use super::reader::{Cursor, Fields, Reader, near, nearest, shown};
 use super::traits::{self, ScalerKind};
 use super::yaml::{Node, Value};
 use super::{Parsed, Place};
+use super::{grants, limits};
 use crate::app::{COMPONENTS_MAX, Grants, IngressRoute, Limits, Name, Scaler};
 use std::collections::BTreeMap;
 
@@ -306,8 +307,8 @@ fn read_traits(at: &Cursor<'_>, kind: Option<Type>, named: &Named<'_>, part: &mu
             "daemonscaler" => part.scaler = traits::scaler(ScalerKind::Daemon, &at, reader).unwrap_or_default(),
             "link" => part.links.extend(link::link(&at, named, reader)),
             "ingress" => part.routes.extend(traits::ingress(&at, reader)),
-            "grants" => part.grants = traits::grants(&at, reader).unwrap_or_default(),
-            _ => part.limits = traits::limits(&at, reader).unwrap_or_default(),
+            "grants" => part.grants = grants::grants(&at, reader).unwrap_or_default(),
+            _ => part.limits = limits::limits(&at, reader).unwrap_or_default(),
         }
     }
 }

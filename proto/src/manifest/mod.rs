@@ -2,17 +2,19 @@
 //!
 //! The language is the OAM `core.oam.dev/v1beta1` `Application` that wadm defined, and the traits that lattice adds.
 //! Reading order: `yaml` (text -> tree with positions), `reader` (tree -> values, collecting problems), `document`
-//! (one app), `traits`, `link`, `image`, and `assemble` (what only shows when all components are known).
+//! (one app), `traits`, `grants`, `limits`, `link`, `image`, and `assemble` (what only shows when all components are known).
 //!
 //! No input may make this panic, recurse without bound or hold more than a small multiple of the text.
 
 mod assemble;
 mod document;
+pub(crate) mod grants;
 mod image;
+pub(crate) mod limits;
 mod link;
-mod reader;
+pub(crate) mod reader;
 mod traits;
-mod yaml;
+pub(crate) mod yaml;
 
 use crate::app::{App, MANIFEST_BYTES_MAX, Name};
 use crate::component;

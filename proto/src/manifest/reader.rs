@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 const SHOWN_MAX: usize = 80;
 
 /// Collects the problems of one file.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     file: String,
     problems: Vec<Problem>,
     beyond: usize,
@@ -16,39 +16,39 @@ pub(super) struct Reader {
 
 /// A node and how one gets to it.
 #[derive(Debug, Clone)]
-pub(super) struct Cursor<'n> {
-    pub(super) node: &'n Node,
+pub(crate) struct Cursor<'n> {
+    pub(crate) node: &'n Node,
     /// "spec.components[0].type"
-    pub(super) path: String,
+    pub(crate) path: String,
 }
 
 /// A map whose keys are all known; each is taken once.
-pub(super) struct Fields<'n> {
-    pub(super) place: Place,
+pub(crate) struct Fields<'n> {
+    pub(crate) place: Place,
     entries: BTreeMap<&'n str, Cursor<'n>>,
 }
 
 /// `key: value` of a map of text to text.
-pub(super) struct Pair {
-    pub(super) key: String,
-    pub(super) value: String,
-    pub(super) place: Place,
+pub(crate) struct Pair {
+    pub(crate) key: String,
+    pub(crate) value: String,
+    pub(crate) place: Place,
 }
 
 impl Reader {
-    pub(super) fn new(file: &str) -> Self {
+    pub(crate) fn new(file: &str) -> Self {
         Self { file: file.to_owned(), problems: Vec::new(), beyond: 0 }
     }
 
-    pub(super) fn file(&self) -> &str {
+    pub(crate) fn file(&self) -> &str {
         &self.file
     }
 
-    pub(super) fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.problems.is_empty()
     }
 
-    pub(super) fn report(&mut self, place: &Place, message: impl Into<String>, help: impl Into<String>) {
+    pub(crate) fn report(&mut self, place: &Place, message: impl Into<String>, help: impl Into<String>) {
         if self.problems.len() >= PROBLEMS_MAX {
             self.beyond += 1;
             return;
@@ -63,12 +63,12 @@ impl Reader {
         });
     }
 
-    pub(super) fn whole_file(&mut self, message: impl Into<String>, help: impl Into<String>) {
+    pub(crate) fn whole_file(&mut self, message: impl Into<String>, help: impl Into<String>) {
         self.report(&Place::default(), message, help);
     }
 
     /// All problems, by line.
-    pub(super) fn finish(mut self) -> Vec<Problem> {
+    pub(crate) fn finish(mut self) -> Vec<Problem> {
         // Stable: two at one place stay in the order they were found.
         self.problems.sort_by_key(|p| (p.line, p.column));
         if self.beyond > 0 {
@@ -90,7 +90,7 @@ impl Reader {
     }
 
     /// The entries of a map. Reports what is not in `known`, with the nearest that is.
-    pub(super) fn fields<'n>(&mut self, at: &Cursor<'n>, known: &[&str]) -> Option<Fields<'n>> {
+    pub(crate) fn fields<'n>(&mut self, at: &Cursor<'n>, known: &[&str]) -> Option<Fields<'n>> {
         let entries = self.entries(at, &format!("a map with {}", any_of(known)))?;
         let mut fields = Fields { place: at.place(), entries: BTreeMap::new() };
         for entry in entries {
@@ -118,8 +118,17 @@ impl Reader {
         }
     }
 
+    /// For files where a field left empty must not be taken for one that is not there.
+    pub(crate) fn refuse_empty(&mut self, fields: &Fields<'_>) {
+        for cursor in fields.entries.values() {
+            if matches!(cursor.node.value, Value::Null) {
+                self.report(&cursor.place(), "has no value", "give it one, as [] or false, or remove it");
+            }
+        }
+    }
+
     /// A field that must be there and have a value.
-    pub(super) fn required<'n>(&mut self, fields: &mut Fields<'n>, name: &str, example: &str) -> Option<Cursor<'n>> {
+    pub(crate) fn required<'n>(&mut self, fields: &mut Fields<'n>, name: &str, example: &str) -> Option<Cursor<'n>> {
         let help = format!("write `{name}: {example}`");
         match fields.entries.remove(name) {
             Some(Cursor { node: Node { value: Value::Null, spot, .. }, path }) => {
@@ -135,7 +144,7 @@ impl Reader {
     }
 
     /// Text as written; numbers and booleans without quotes too.
-    pub(super) fn text(&mut self, at: &Cursor<'_>) -> Option<String> {
+    pub(crate) fn text(&mut self, at: &Cursor<'_>) -> Option<String> {
         match &at.node.value {
             Value::Scalar { text, .. } => Some(text.clone()),
             _ => {
@@ -145,7 +154,7 @@ impl Reader {
         }
     }
 
-    pub(super) fn flag(&mut self, at: &Cursor<'_>) -> Option<bool> {
+    pub(crate) fn flag(&mut self, at: &Cursor<'_>) -> Option<bool> {
         match &at.node.value {
             Value::Scalar { text, plain: true } if text == "true" => Some(true),
             Value::Scalar { text, plain: true } if text == "false" => Some(false),
@@ -157,7 +166,7 @@ impl Reader {
     }
 
     /// A whole number without quotes, 0 to `max`.
-    pub(super) fn whole(&mut self, at: &Cursor<'_>, max: u64) -> Option<u64> {
+    pub(crate) fn whole(&mut self, at: &Cursor<'_>, max: u64) -> Option<u64> {
         let expected = format!("a whole number from 0 to {max}");
         let Value::Scalar { text, plain } = &at.node.value else {
             self.expected(at, &expected);
@@ -177,7 +186,7 @@ impl Reader {
     }
 
     /// The items of a list; none when it is empty.
-    pub(super) fn list<'n>(&mut self, at: &Cursor<'n>, of: &str) -> Vec<Cursor<'n>> {
+    pub(crate) fn list<'n>(&mut self, at: &Cursor<'n>, of: &str) -> Vec<Cursor<'n>> {
         match &at.node.value {
             Value::Null => Vec::new(),
             Value::List(items) => items
@@ -193,7 +202,7 @@ impl Reader {
     }
 
     /// A map of text to text, in the order of the text.
-    pub(super) fn pairs(&mut self, at: &Cursor<'_>) -> Vec<Pair> {
+    pub(crate) fn pairs(&mut self, at: &Cursor<'_>) -> Vec<Pair> {
         if matches!(at.node.value, Value::Null) {
             return Vec::new();
         }
@@ -214,7 +223,7 @@ impl Reader {
         pairs
     }
 
-    pub(super) fn map(&mut self, at: &Cursor<'_>) -> BTreeMap<String, String> {
+    pub(crate) fn map(&mut self, at: &Cursor<'_>) -> BTreeMap<String, String> {
         self.pairs(at).into_iter().map(|pair| (pair.key, pair.value)).collect()
     }
 
@@ -231,7 +240,7 @@ impl Reader {
 }
 
 impl<'n> Cursor<'n> {
-    pub(super) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         self.node.spot.place(&self.path)
     }
     fn key(&self, entry: &'n Entry) -> Cursor<'n> {
@@ -239,20 +248,20 @@ impl<'n> Cursor<'n> {
         extend(&mut path, &entry.key);
         Cursor { node: &entry.node, path }
     }
-    pub(super) fn is_map(&self) -> bool {
+    pub(crate) fn is_map(&self) -> bool {
         matches!(self.node.value, Value::Map(_))
     }
 }
 
 impl<'n> Fields<'n> {
     /// A field that may be missing; one without value counts as missing.
-    pub(super) fn optional(&mut self, name: &str) -> Option<Cursor<'n>> {
+    pub(crate) fn optional(&mut self, name: &str) -> Option<Cursor<'n>> {
         self.entries.remove(name).filter(|cursor| !matches!(cursor.node.value, Value::Null))
     }
 }
 
 /// Adds a key to a path.
-pub(super) fn extend(path: &mut String, key: &str) {
+pub(crate) fn extend(path: &mut String, key: &str) {
     let simple = !key.is_empty()
         && key.len() <= SHOWN_MAX
         && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
@@ -267,7 +276,7 @@ pub(super) fn extend(path: &mut String, key: &str) {
 }
 
 /// In quotes, cut where it is long.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     if text.chars().count() > SHOWN_MAX {
         format!("{:?}…", text.chars().take(SHOWN_MAX).collect::<String>())
     } else {
@@ -276,7 +285,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// `did you mean "type"?`, or all that are known when none is near.
-pub(super) fn nearest(word: &str, known: &[&str]) -> String {
+pub(crate) fn nearest(word: &str, known: &[&str]) -> String {
     match near(word, known) {
         Some(best) => format!("did you mean {best:?}?"),
         None => format!("known are {}", all_of(known)),
@@ -284,7 +293,7 @@ pub(super) fn nearest(word: &str, known: &[&str]) -> String {
 }
 
 /// The one of `known` that `word` was probably meant to be.
-pub(super) fn near<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(crate) fn near<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     if word.len() > SHOWN_MAX {
         return None;
     }

@@ -16,27 +16,27 @@ const STRING_BYTES_MAX: usize = 64 * 1024;
 
 /// Line and column, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Spot {
-    pub(super) line: usize,
-    pub(super) column: usize,
+pub(crate) struct Spot {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
 }
 
 impl Spot {
-    pub(super) fn place(self, path: &str) -> Place {
+    pub(crate) fn place(self, path: &str) -> Place {
         Place { line: self.line, column: self.column, path: path.to_owned() }
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) spot: Spot,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) spot: Spot,
+    pub(crate) value: Value,
     depth: usize,
     weight: usize,
 }
 
 #[derive(Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     /// `plain` is false for what stands in quotes or in a block: it is text, whatever it looks like.
     Scalar {
@@ -49,15 +49,15 @@ pub(super) enum Value {
 }
 
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) spot: Spot,
-    pub(super) node: Rc<Node>,
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) spot: Spot,
+    pub(crate) node: Rc<Node>,
 }
 
 /// The documents of `text` that are not empty. What is wrong with the text itself goes to `reader`; a broken document
 /// is left out, those behind it are still read.
-pub(super) fn documents(text: &str, reader: &mut Reader) -> Vec<Rc<Node>> {
+pub(crate) fn documents(text: &str, reader: &mut Reader) -> Vec<Rc<Node>> {
     if refuse_hidden_characters(text, reader) {
         return Vec::new();
     }

@@ -29,6 +29,8 @@ pub(crate) struct Lattice {
 
 struct Host {
     labels: Vec<String>,
+    /// Further arguments of its command line.
+    more: Vec<String>,
     has_ingress: bool,
     ingress: Option<SocketAddr>,
     process: Option<Process>,
@@ -116,7 +118,7 @@ impl Lattice {
         self.bus = process.field("bus");
         let ingress = Some(address(&process.field("ingress")));
         let (labels, has_ingress) = (self.labels.clone(), true);
-        self.hosts.insert("a".into(), Host { labels, has_ingress, ingress, process: None });
+        self.hosts.insert("a".into(), Host { labels, more: Vec::new(), has_ingress, ingress, process: None });
         self.main = Some(process);
     }
 
@@ -131,8 +133,14 @@ impl Lattice {
 
     /// Starts another host. It may take a moment until it is ready: see `until_hosts`.
     pub(crate) fn add_host(&mut self, name: &str, labels: &[&str], has_ingress: bool) {
-        let labels = labels.iter().map(|l| (*l).to_owned()).collect();
-        self.hosts.insert(name.into(), Host { labels, has_ingress, ingress: None, process: None });
+        self.add_host_with(name, labels, has_ingress, &[]);
+    }
+
+    /// The same, with further arguments.
+    pub(crate) fn add_host_with(&mut self, name: &str, labels: &[&str], has_ingress: bool, more: &[&str]) {
+        let owned = |texts: &[&str]| texts.iter().map(|l| (*l).to_owned()).collect();
+        let (labels, more) = (owned(labels), owned(more));
+        self.hosts.insert(name.into(), Host { labels, more, has_ingress, ingress: None, process: None });
         self.start_host(name);
     }
 
@@ -141,7 +149,7 @@ impl Lattice {
         let data = self.dir().join(format!("host-{name}"));
         let host = &self.hosts[name];
         let mut command = Command::new(PROGRAM);
-        command.args(["host", "--name", name, "--nats", &self.bus, "--data"]).arg(data);
+        command.args(["host", "--name", name, "--nats", &self.bus, "--data"]).arg(data).args(&host.more);
         for label in &host.labels {
             command.args(["--label", label]);
         }

@@ -60,7 +60,10 @@ async fn calls_by_wave_text() {
     let error = call("boom", "").await.unwrap_err();
     assert!(error.to_string().contains("in function boom"), "{error}");
     let error = call("deep", "0").await.unwrap_err();
-    assert_eq!(error.to_string(), "actor shop/cart trapped: call stack exhausted in function deep");
+    assert_eq!(
+        error.to_string(),
+        "actor shop/cart trapped: call stack exhausted: more than 524288 bytes of it in function deep"
+    );
     assert!(matches!(call("spin", "").await, Err(CallError::Deadline(_))));
     let error = call("sub", "1, 2").await.unwrap_err();
     assert!(error.to_string().contains("it has add, boom, deep, echo, spin"), "{error}");

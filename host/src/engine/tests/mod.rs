@@ -6,6 +6,7 @@ mod calls;
 mod capabilities;
 mod grants;
 mod hostile;
+mod limits;
 mod load;
 
 use super::{Actor, Config, Engine, Spec};
@@ -52,7 +53,18 @@ impl World {
 }
 
 pub(super) fn config(dir: &tempfile::TempDir) -> Config {
-    Config { cache_dir: dir.path().join("cache"), memory_bytes: 1 << 30, instances_max: 64 }
+    Config {
+        cache_dir: dir.path().join("cache"),
+        memory_bytes: 1 << 30,
+        instances_max: 64,
+        policy: Arc::default(),
+        bus: bus_at(&[]),
+    }
+}
+
+/// The bus, as far as actors must not reach it. Nobody tells of another any more.
+pub(super) fn bus_at(addresses: &[std::net::SocketAddr]) -> crate::engine::BusAddresses {
+    tokio::sync::watch::channel(Arc::from(addresses)).1
 }
 
 /// A component that is committed in this repository.

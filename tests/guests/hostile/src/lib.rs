@@ -17,7 +17,8 @@ const GROW_PAGES: usize = 16;
 const PATHS: &str = "\
 /trap /panic /loop /recurse /silent /cut
 /memory[?then=abort|loop] /sleep?ms=N /body?bytes=N /echo /headers
-/env /time /random /file[?path=P] /socket[?to=IP:PORT] /out?url=URL /log[?text=T] /config?key=K
+/env /time /ticks /random /seed /stdin /exit[?code=N] /file[?path=P] /socket[?to=IP:PORT] /udp[?to=IP:PORT]
+/lookup?host=H /out?url=URL /outs?n=N&url=URL /log[?text=T] /flood?of=log|clock|poll /config?key=K
 ";
 
 struct Hostile;
@@ -40,9 +41,23 @@ impl Guest for Hostile {
             "/headers" => headers(&request),
             "/env" => reach::env(),
             "/time" => reach::time(),
+            "/ticks" => reach::ticks(),
             "/random" => reach::random(),
+            "/seed" => reach::seed(),
+            "/stdin" => reach::stdin(),
+            "/exit" => {
+                answer::text(out, 200, "said before it ended\n");
+                std::process::exit(i32::try_from(number(query, "code")).unwrap_or(1))
+            }
             "/file" => reach::file(value(query, "path").unwrap_or("/etc/passwd")),
             "/socket" => reach::socket(value(query, "to").unwrap_or("127.0.0.1:1")),
+            "/udp" => reach::udp(value(query, "to").unwrap_or("127.0.0.1:1")),
+            "/lookup" => reach::lookup(value(query, "host").unwrap_or("localhost")),
+            "/outs" => {
+                let (count, url) = query.split_once('&').unwrap_or((query, ""));
+                reach::outs(number(count, "n"), rest(url, "url").unwrap_or("http://127.0.0.1:1/"))
+            }
+            "/flood" => reach::flood(value(query, "of").unwrap_or("clock")),
             "/out" => reach::out(rest(query, "url").unwrap_or("http://127.0.0.1:1/")),
             "/log" => reach::log(rest(query, "text").unwrap_or("hello")),
             "/config" => reach::config(value(query, "key").unwrap_or_default()),

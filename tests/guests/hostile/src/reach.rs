@@ -1,9 +1,10 @@
 //! Reaches for what lies outside the sandbox, and says what it got: "denied: ..." where it was refused.
 
 use std::fmt::Write as _;
-use std::net::TcpStream;
+use std::io::Read as _;
+use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
 use wasip2::http::outgoing_handler;
-use wasip2::http::types::{Fields, OutgoingRequest, Scheme};
+use wasip2::http::types::{Fields, FutureIncomingResponse, OutgoingRequest, Scheme};
 
 #[cfg(feature = "drafts")]
 mod drafts {
@@ -21,7 +22,7 @@ mod drafts {
     });
 }
 
-/// Variables, one a line, then the number of arguments.
+/// Variables and arguments, one a line, then the number of arguments.
 pub fn env() -> String {
     let mut text = String::new();
     for (name, value) in std::env::vars() {
@@ -30,8 +31,32 @@ pub fn env() -> String {
     if text.is_empty() {
         text.push_str("denied: no variables\n");
     }
+    for argument in std::env::args() {
+        let _ = writeln!(text, "argument {argument}");
+    }
     let _ = writeln!(text, "{} arguments", std::env::args().count());
     text
+}
+
+/// The monotonic clock alone: what it says, and how exact it is.
+pub fn ticks() -> String {
+    use wasip2::clocks::monotonic_clock::{now, resolution};
+    format!("now {}\nresolution {}\n", now(), resolution())
+}
+
+/// What hash maps are seeded with.
+pub fn seed() -> String {
+    let (a, b) = wasip2::random::insecure_seed::insecure_seed();
+    format!("seed {a:016x}{b:016x}\n")
+}
+
+pub fn stdin() -> String {
+    let mut text = String::new();
+    match std::io::stdin().read_to_string(&mut text) {
+        Ok(0) => "denied: nothing on stdin\n".into(),
+        Ok(_) => format!("read {text:?}\n"),
+        Err(e) => format!("denied: stdin: {e}\n"),
+    }
 }
 
 /// Both clocks, in nanoseconds.
@@ -82,6 +107,49 @@ pub fn socket(to: &str) -> String {
     }
 }
 
+/// Sends one datagram.
+pub fn udp(to: &str) -> String {
+    let sent = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(b"hostile", to));
+    match sent {
+        Ok(bytes) => format!("sent {bytes} bytes to {to}\n"),
+        Err(e) => format!("denied: send to {to}: {:?}: {e}\n", e.kind()),
+    }
+}
+
+pub fn lookup(host: &str) -> String {
+    match (host, 80).to_socket_addrs() {
+        Ok(found) => format!("found {} addresses of {host}\n", found.count()),
+        Err(e) => format!("denied: look up {host}: {e}\n"),
+    }
+}
+
+/// Begins `count` requests before it looks at the first answer; says how many were answered.
+pub fn outs(count: u64, url: &str) -> String {
+    let begun: Vec<_> = (0..count).map(|_| begin(url)).collect();
+    let mut text = String::new();
+    for begun in begun {
+        let _ = match begun.and_then(finish) {
+            Ok(status) => writeln!(text, "status {status}"),
+            Err(e) => writeln!(text, "denied: {e}"),
+        };
+    }
+    text
+}
+
+/// Calls the host for ever.
+pub fn flood(of: &str) -> ! {
+    let line = "x".repeat(1_000);
+    loop {
+        match of {
+            "log" => println!("{line}"),
+            "poll" => wasip2::clocks::monotonic_clock::subscribe_duration(0).block(),
+            _ => {
+                std::hint::black_box(wasip2::clocks::monotonic_clock::now());
+            }
+        }
+    }
+}
+
 /// GETs an http:// or https:// address and gives the status.
 pub fn out(url: &str) -> String {
     match request(url) {
@@ -91,6 +159,10 @@ pub fn out(url: &str) -> String {
 }
 
 fn request(url: &str) -> Result<u16, String> {
+    finish(begin(url)?)
+}
+
+fn begin(url: &str) -> Result<FutureIncomingResponse, String> {
     let (scheme, rest) = match url.split_once("://") {
         Some(("http", rest)) => (Scheme::Http, rest),
         Some(("https", rest)) => (Scheme::Https, rest),
@@ -104,7 +176,10 @@ fn request(url: &str) -> Result<u16, String> {
     if !built {
         return Err("not a valid address".into());
     }
-    let response = outgoing_handler::handle(request, None).map_err(|e| format!("{e:?}"))?;
+    outgoing_handler::handle(request, None).map_err(|e| format!("{e:?}"))
+}
+
+fn finish(response: FutureIncomingResponse) -> Result<u16, String> {
     response.subscribe().block();
     match response.get() {
         Some(Ok(Ok(response))) => Ok(response.status()),

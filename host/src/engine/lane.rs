@@ -1,0 +1,291 @@
+//! Which threads guest code runs on. An invocation begins on the threads that serve everybody; one that has used more
+//! processor time than a short turn goes on, for the rest of its life, on threads that the operating system runs only
+//! when no other wants the processor. So one who computes for long makes nobody wait who answers at once. An actor whose
+//! invocations were long or broke lately begins there: a trap is costly, too.
+//!
+//! Must never keep a guest from its deadline: that is watched by the task that asked, on the serving threads.
+
+use crate::call::CallError;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Processor time that an invocation may use on the threads that serve.
+pub(super) const TURN: Duration = Duration::from_millis(5);
+/// Invocations of an actor that begin in the back after one that was long, and after one that broke; each adds as many.
+const BACK_AFTER_LONG: u32 = 8;
+const BACK_AFTER_BROKEN: u32 = 2;
+const BACK_MAX: u32 = 64;
+
+/// The threads in the back; clones are the same.
+#[derive(Clone)]
+pub(super) struct Lanes {
+    inner: Arc<Back>,
+}
+
+struct Back {
+    runtime: Option<Runtime>,
+    handle: Handle,
+}
+
+impl Lanes {
+    pub(super) fn start() -> std::io::Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("back")
+            .enable_all()
+            .on_thread_start(yield_to_all)
+            .build()?;
+        Ok(Self { inner: Arc::new(Back { handle: runtime.handle().clone(), runtime: Some(runtime) }) })
+    }
+}
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Puts the calling thread behind all others of the machine.
+fn yield_to_all() {
+    // As much as any user may ask for; where there is more, it is asked for below.
+    if let Err(error) = rustix::process::nice(19) {
+        tracing::debug!(%error, "threads for long work have the priority of all others");
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
+        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+        let thread = thread_priority::thread_native_id();
+        if let Err(error) = thread_priority::set_thread_priority_and_policy(thread, ThreadPriority::Min, idle) {
+            tracing::debug!(?error, "threads for long work have a low priority, not the idle one");
+        }
+    }
+}
+
+/// Processor time that one invocation has used, shared by its future and its store.
+#[derive(Default)]
+pub(super) struct Spent {
+    /// Of all turns that are over, in nanoseconds.
+    before: AtomicU64,
+    /// What the thread's clock said when the present turn began.
+    turn_began: AtomicU64,
+    in_back: AtomicBool,
+}
+
+impl Spent {
+    /// Within a turn.
+    pub(super) fn now(&self) -> Duration {
+        let turn = thread_nanos().saturating_sub(self.turn_began.load(Ordering::Relaxed));
+        Duration::from_nanos(self.before.load(Ordering::Relaxed) + turn)
+    }
+
+    pub(super) fn in_back(&self) -> bool {
+        self.in_back.load(Ordering::Relaxed)
+    }
+
+    fn is_long(&self) -> bool {
+        Duration::from_nanos(self.before.load(Ordering::Relaxed)) > TURN
+    }
+
+    fn turn<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.turn_began.store(thread_nanos(), Ordering::Relaxed);
+        let polled = poll();
+        let began = self.turn_began.load(Ordering::Relaxed);
+        self.before.fetch_add(thread_nanos().saturating_sub(began), Ordering::Relaxed);
+        polled
+    }
+}
+
+/// Processor time of this thread, in nanoseconds.
+fn thread_nanos() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
+    seconds * 1_000_000_000 + nanos
+}
+
+/// What an actor's invocations were like lately.
+#[derive(Default)]
+pub(super) struct Habit {
+    /// How many of its next invocations begin in the back.
+    back: AtomicU32,
+}
+
+impl Habit {
+    fn begins_in_back(&self) -> bool {
+        let less = |n: u32| n.checked_sub(1);
+        self.back.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    fn note<T>(&self, spent: &Spent, ended: &Result<T, CallError>) {
+        let more = match ended {
+            _ if spent.is_long() => BACK_AFTER_LONG,
+            Err(CallError::Trapped(_) | CallError::Deadline(_)) => BACK_AFTER_BROKEN,
+            _ => return,
+        };
+        let add = |n: u32| Some((n + more).min(BACK_MAX));
+        let _ = self.back.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+}
+
+/// An invocation in its lane. Dropped, it ends wherever it is.
+pub(super) struct Laned<T> {
+    state: Lane<T>,
+    lanes: Lanes,
+    spent: Arc<Spent>,
+    habit: Arc<Habit>,
+}
+
+pub(super) type Work<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
+
+enum Lane<T> {
+    Front(Work<T>),
+    Back(AbortOnDropHandle<Result<T, CallError>>),
+    /// It has ended, or is between the two.
+    Nowhere,
+}
+
+impl<T: Send + 'static> Laned<T> {
+    pub(super) fn new(work: Work<T>, lanes: &Lanes, spent: Arc<Spent>, habit: Arc<Habit>) -> Self {
+        let mut laned = Self { state: Lane::Nowhere, lanes: lanes.clone(), spent, habit };
+        laned.state = match laned.habit.begins_in_back() {
+            true => laned.in_back(work),
+            false => Lane::Front(work),
+        };
+        laned
+    }
+
+    fn in_back(&self, mut work: Work<T>) -> Lane<T> {
+        let (spent, habit) = (self.spent.clone(), self.habit.clone());
+        spent.in_back.store(true, Ordering::Relaxed);
+        let task = async move {
+            let ended = std::future::poll_fn(|cx| spent.turn(|| work.as_mut().poll(cx))).await;
+            habit.note(&spent, &ended);
+            ended
+        };
+        Lane::Back(AbortOnDropHandle::new(self.lanes.inner.handle.spawn(task)))
+    }
+}
+
+impl<T: Send + 'static> Future for Laned<T> {
+    type Output = Result<T, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if let Lane::Front(work) = &mut this.state {
+            if let Poll::Ready(ended) = this.spent.turn(|| work.as_mut().poll(cx)) {
+                this.habit.note(&this.spent, &ended);
+                this.state = Lane::Nowhere;
+                return Poll::Ready(ended);
+            }
+            if !this.spent.is_long() {
+                return Poll::Pending;
+            }
+            if let Lane::Front(work) = std::mem::replace(&mut this.state, Lane::Nowhere) {
+                this.state = this.in_back(work);
+            }
+        }
+        let Lane::Back(handle) = &mut this.state else { return Poll::Pending };
+        match std::task::ready!(Pin::new(handle).poll(cx)) {
+            Ok(ended) => Poll::Ready(ended),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Its threads are going: so is whoever waits.
+                Err(_) => Poll::Pending,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn burn(time: Duration) {
+        let began = thread_nanos();
+        while Duration::from_nanos(thread_nanos() - began) < time {}
+    }
+
+    /// Burns some time in each turn; gives the names of the threads it ran on.
+    fn work(turns: u32, each: Duration) -> Work<Vec<String>> {
+        Box::pin(async move {
+            let mut names = Vec::new();
+            for _ in 0..turns {
+                burn(each);
+                names.push(std::thread::current().name().unwrap_or_default().to_owned());
+                tokio::task::yield_now().await;
+            }
+            Ok(names)
+        })
+    }
+
+    #[tokio::test]
+    async fn long_work_goes_to_the_back_and_short_work_stays() {
+        let (lanes, habit) = (Lanes::start().unwrap(), Arc::new(Habit::default()));
+        let run = |turns, each| {
+            let spent = Arc::new(Spent::default());
+            let laned = Laned::new(work(turns, each), &lanes, spent.clone(), habit.clone());
+            async move { (laned.await.unwrap(), spent) }
+        };
+        let (names, spent) = run(3, Duration::from_micros(10)).await;
+        assert!(names.iter().all(|n| n != "back"), "{names:?}");
+        assert!(!spent.in_back());
+        let (names, spent) = run(6, TURN).await;
+        assert_ne!(names[0], "back");
+        assert_eq!(names[5], "back");
+        assert!(spent.in_back() && Duration::from_nanos(spent.before.load(Ordering::Relaxed)) >= TURN * 6);
+        // The next of that actor begin there, then it is forgiven.
+        for n in 0..BACK_AFTER_LONG {
+            let (names, _) = run(1, Duration::ZERO).await;
+            assert_eq!(names, ["back"], "{n}");
+        }
+        let (names, _) = run(1, Duration::ZERO).await;
+        assert_ne!(names, ["back"]);
+        // So are those that break, of another actor.
+        let habit = Arc::new(Habit::default());
+        let breaks = || -> Work<()> { Box::pin(async { Err(CallError::Trapped("no".into())) }) };
+        assert!(Laned::new(breaks(), &lanes, Arc::default(), habit.clone()).await.is_err());
+        let spent = Arc::new(Spent::default());
+        assert!(Laned::new(breaks(), &lanes, spent.clone(), habit).await.is_err());
+        assert!(spent.in_back());
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_ends_in_the_back_too() {
+        let lanes = Lanes::start().unwrap();
+        let (tx, rx) = tokio::sync::oneshot::channel::<()>();
+        let work: Work<()> = Box::pin(async move {
+            let _held = tx;
+            loop {
+                burn(TURN);
+                tokio::task::yield_now().await;
+            }
+        });
+        let spent = Arc::new(Spent::default());
+        let mut laned = Laned::new(work, &lanes, spent.clone(), Arc::default());
+        while !spent.in_back() {
+            std::future::poll_fn(|cx| {
+                let _ = Pin::new(&mut laned).poll(cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
+        drop(laned);
+        assert!(rx.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn threads_in_the_back_give_way_to_all() {
+        let lanes = Lanes::start().unwrap();
+        let policy = lanes.inner.handle.spawn(async { thread_priority::thread_schedule_policy() }).await.unwrap();
+        let idle = thread_priority::ThreadSchedulePolicy::Normal(thread_priority::NormalThreadSchedulePolicy::Idle);
+        assert_eq!(policy.unwrap(), idle);
+    }
+}

@@ -1,0 +1,249 @@
+//! A hundred hostile actors beside one good one: what the good one's clients notice. The good one is asked at a steady
+//! rate, alone and beside the others in turns; the hostile ones trap, loop, grow, recurse, flood the host with calls,
+//! send their heads a byte at a time and bodies without an end.
+
+use crate::Bench;
+use crate::figures::{Table, percentile};
+use crate::lattice::{App, Up};
+use crate::load::{Connection, Target};
+use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+const HOSTILE: usize = 100;
+/// Connections of the good one's clients, and requests a second of all of them together.
+const CONNECTIONS: u32 = 8;
+const PER_SECOND: u32 = 400;
+/// An attacker begins again this long after it began, or when it is answered if that is later.
+const AGAIN: Duration = Duration::from_millis(250);
+const ATTACK_WAIT: Duration = Duration::from_secs(20);
+/// Between the bytes of a slow head, and the pieces of a body without an end.
+const DRIP: Duration = Duration::from_millis(200);
+/// After an attack, until what it left behind has ended too.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// What a hostile actor is asked for; the last two are attacks of its clients.
+const ATTACKS: [(&str, &str); 9] = [
+    ("trap", "/trap"),
+    ("loop", "/loop"),
+    ("memory", "/memory?then=loop"),
+    ("recursion", "/recurse"),
+    ("flood of calls", "/flood?of=clock"),
+    ("flood of waits", "/flood?of=poll"),
+    ("flood of log", "/flood?of=log"),
+    ("slow head", ""),
+    ("endless body", "/echo"),
+];
+
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    let dir = bench.folder("walls")?;
+    let up = Up::start(&dir.join("up"), &[])?;
+    let component = bench.component("hello");
+    let good = App { name: "good", image: &component, at: None, store_at: None };
+    up.apply(&good.write(&dir)?)?;
+    up.apply(&hostile(&dir)?)?;
+    let target = Target::new(up.ingress, &good.host_name(), "/");
+    let time = bench.time() * 2;
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let mut outcomes = BTreeMap::new();
+    bench.runtime.block_on(ask(&target, time / 4))?;
+    for _ in 0..bench.rounds() {
+        alone.push(bench.runtime.block_on(ask(&target, time))?);
+        let (times, ended) = bench.runtime.block_on(under_attack(&target, up.ingress, time, None))?;
+        std::thread::sleep(SETTLE);
+        beside.push(times);
+        for (outcome, count) in ended {
+            *outcomes.entry(outcome).or_insert(0) += count;
+        }
+    }
+    let mut rows = vec![("alone".to_owned(), all(&alone)), ("beside 100 hostile ones".to_owned(), all(&beside))];
+    for (kind, (name, _)) in ATTACKS.iter().enumerate() {
+        let (times, _) = bench.runtime.block_on(under_attack(&target, up.ingress, time / 2, Some(kind)))?;
+        std::thread::sleep(SETTLE);
+        rows.push((format!("  all of them: {name}"), times));
+    }
+    if bench.runtime.block_on(ask(&target, time / 4))?.is_empty() {
+        bail!("the host did not live");
+    }
+    print(&rows);
+    let outcomes: Vec<_> = outcomes.iter().map(|(outcome, count)| format!("{outcome} {count}")).collect();
+    println!("  what became of the attacks: {}", outcomes.join(", "));
+    Ok(())
+}
+
+/// One file of as many apps, each of one actor.
+fn hostile(dir: &Path) -> Result<PathBuf> {
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/hostile/hostile.wasm");
+    let mut text = String::new();
+    for number in 0..HOSTILE {
+        let _ = write!(
+            text,
+            "---\napiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata: {{ name: hostile-{number} }}\nspec:\n  \
+             components:\n    - name: web\n      type: component\n      properties: {{ image: {:?} }}\n      traits:\n        \
+             - {{ type: ingress, properties: {{ host: hostile-{number}.localhost }} }}\n        \
+             - {{ type: spreadscaler, properties: {{ instances: 4 }} }}\n        \
+             - {{ type: limits, properties: {{ deadline: 2s, queue: 8 }} }}\n",
+            image.display().to_string()
+        );
+    }
+    let path = dir.join("hostile.yaml");
+    std::fs::write(&path, text).with_context(|| format!("can not write {}", path.display()))?;
+    Ok(path)
+}
+
+/// Asks at a steady rate for `time`; the microseconds of each answer, in order of size.
+async fn ask(target: &Target, time: Duration) -> Result<Vec<u32>> {
+    let every = Duration::from_secs(1) * CONNECTIONS / PER_SECOND;
+    let mut clients = JoinSet::new();
+    let begin = Instant::now() + Duration::from_millis(50);
+    for number in 0..CONNECTIONS {
+        let mut connection = Connection::open(target.clone()).await?;
+        let first = begin + every * number / CONNECTIONS;
+        clients.spawn(async move {
+            let mut times = Vec::new();
+            let mut due = first;
+            while due < begin + time {
+                sleep_until(due).await;
+                // A timer that is late is no fault of the server; an answer so late that the next is due is.
+                let late = due.elapsed() > every;
+                let began = if late { due } else { Instant::now() };
+                let status = connection.get().await?;
+                if status != 200 {
+                    bail!("the good actor answered {status}");
+                }
+                times.push(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX));
+                due += every;
+            }
+            Ok(times)
+        });
+    }
+    let mut all = Vec::new();
+    while let Some(client) = clients.join_next().await {
+        all.extend(client.context("a client's task")??);
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// The same while every hostile actor has two clients, each with an attack of its own or all with the same.
+async fn under_attack(
+    target: &Target,
+    ingress: SocketAddr,
+    time: Duration,
+    only: Option<usize>,
+) -> Result<(Vec<u32>, BTreeMap<String, usize>)> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut attackers = JoinSet::new();
+    for number in 0..HOSTILE * 2 {
+        let actor = number % HOSTILE;
+        attackers.spawn(attack(ingress, actor, only.unwrap_or(actor % ATTACKS.len()), stop.clone()));
+    }
+    // Until the attack is under way.
+    sleep(time / 4).await;
+    let times = ask(target, time).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut outcomes = BTreeMap::new();
+    while let Some(attacker) = attackers.join_next().await {
+        for (outcome, count) in attacker.context("an attacker's task")? {
+            *outcomes.entry(outcome).or_insert(0) += count;
+        }
+    }
+    Ok((times?, outcomes))
+}
+
+/// How often each attack ended how.
+async fn attack(ingress: SocketAddr, number: usize, kind: usize, stop: Arc<AtomicBool>) -> BTreeMap<String, usize> {
+    let (name, path) = ATTACKS[kind];
+    let mut outcomes = BTreeMap::new();
+    while !stop.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        let ended = timeout(ATTACK_WAIT, once(ingress, number, path, &stop)).await;
+        let outcome = match ended {
+            Ok(Ok(status)) => format!("{name}: {status}"),
+            Ok(Err(_)) => format!("{name}: cut off"),
+            Err(_) => format!("{name}: NO END after {ATTACK_WAIT:?}"),
+        };
+        *outcomes.entry(outcome).or_insert(0) += 1;
+        sleep_until(began + AGAIN).await;
+    }
+    outcomes
+}
+
+async fn once(ingress: SocketAddr, number: usize, path: &str, stop: &AtomicBool) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(ingress).await?;
+    let host = format!("hostile-{number}.localhost");
+    if path.is_empty() {
+        drip(&mut stream, b"GET / HTTP/1.1\r\nHost: nowhere\r\nX-Slow: ", b"x", stop).await?;
+    } else if path == "/echo" {
+        let head = format!("POST /echo HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n");
+        drip(&mut stream, head.as_bytes(), b"1\r\nx\r\n", stop).await?;
+    } else {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await?;
+    }
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let status = answer.get(9..12).map(|status| String::from_utf8_lossy(status).into_owned());
+    Ok(status.unwrap_or_else(|| "closed".to_owned()))
+}
+
+/// Sends the start, then a piece now and then until the other side has had enough.
+async fn drip(stream: &mut TcpStream, start: &[u8], piece: &[u8], stop: &AtomicBool) -> std::io::Result<()> {
+    stream.write_all(start).await?;
+    while !stop.load(Ordering::Relaxed) {
+        stream.write_all(piece).await?;
+        sleep(DRIP).await;
+    }
+    Ok(())
+}
+
+/// The times of all rounds, in order of size.
+fn all(rounds: &[Vec<u32>]) -> Vec<u32> {
+    let mut times: Vec<u32> = rounds.iter().flatten().copied().collect();
+    times.sort_unstable();
+    times
+}
+
+/// The first row is what the others are compared to.
+fn print(rows: &[(String, Vec<u32>)]) {
+    let mut table = Table::new([
+        "the good actor",
+        "requests",
+        "p50 us",
+        "p90 us",
+        "p99 us",
+        "p99.9 us",
+        "slowest us",
+        "p50 to alone",
+        "p99 to alone",
+    ]);
+    for (name, times) in rows {
+        let at = |share| format!("{:.0}", percentile(times, share));
+        let ratio = |share| format!("{:.2}x", percentile(times, share) / percentile(&rows[0].1, share));
+        let slowest = times.last().copied().unwrap_or_default().to_string();
+        table.row([
+            name.clone(),
+            times.len().to_string(),
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            at(0.999),
+            slowest,
+            ratio(0.5),
+            ratio(0.99),
+        ]);
+    }
+    table.print();
+    println!(
+        "  {PER_SECOND} requests a second of the good one on {CONNECTIONS} connections, in turns of alone and beside"
+    );
+}
