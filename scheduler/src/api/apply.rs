@@ -60,6 +60,8 @@ impl Service {
                 })),
             })
             .collect();
+        // A member that is behind must not refuse what the newest state would take.
+        self.fresh(false).await?;
         let trial = self.try_out(&commands)?;
         let outcomes = if request.dry_run { trial } else { self.commit(commands).await? };
         let mut changes = Vec::new();
