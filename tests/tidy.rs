@@ -15,6 +15,9 @@ const PURE: &[&str] = &[
     "scheduler/src/plan",
     "scheduler/src/raft/node",
     "scheduler/src/raft/members",
+    "scheduler/src/peer/roster",
+    "scheduler/src/peer/pieces",
+    "scheduler/src/peer/token",
     "host/src/assignment",
 ];
 /// What would let something else in: words, or paths of words.

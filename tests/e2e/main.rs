@@ -22,3 +22,4 @@ mod lost;
 mod moving;
 #[cfg(target_os = "linux")]
 mod power;
+mod schedulers;
