@@ -15,6 +15,7 @@ const PURE: &[&str] = &[
     "scheduler/src/plan",
     "scheduler/src/raft/node",
     "scheduler/src/raft/members",
+    "scheduler/src/raft/timeout",
     "scheduler/src/peer/roster",
     "scheduler/src/peer/pieces",
     "scheduler/src/peer/token",

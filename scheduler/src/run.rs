@@ -10,6 +10,7 @@ use bus::Bus;
 use proto::app::LatticeName;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -99,7 +100,14 @@ impl Scheduler {
             api::serve(&config.api, listener, shared.clone(), artifacts.clone(), peers.clone(), stopped.clone())
                 .await?;
         let mut tasks = vec![tokio::spawn(serving)];
-        tasks.push(tokio::spawn(peer::serve(peers.clone(), inbox, stopped.clone())));
+        let fetch: peer::Fetch = {
+            let (bus, artifacts) = (shared.bus.clone(), artifacts.clone());
+            Arc::new(move |digest| {
+                let (bus, artifacts) = (bus.clone(), artifacts.clone());
+                Box::pin(async move { gather::fetch(&bus, &artifacts, &digest).await.map_err(|e| e.to_string()) })
+            })
+        };
+        tasks.push(tokio::spawn(peer::serve(peers.clone(), inbox, fetch, stopped.clone())));
         tasks.push(tokio::spawn(peer::keep(peers.clone(), stopped.clone())));
         let (broken, _) = watch::channel(false);
         tasks.push(tokio::spawn(watched(observe(shared.clone(), stopped.clone()), broken.clone())));

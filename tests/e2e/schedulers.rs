@@ -203,8 +203,9 @@ impl Cluster {
     }
 
     fn manifest(&self, name: &str, path: &str, replicas: u32) -> String {
-        let hello = manifests::Hello { path, replicas, ..Default::default() };
+        let hello = manifests::Hello { replicas, ..Default::default() };
         let text = manifests::change(&hello.text(), "metadata: {name: hello}", &format!("metadata: {{name: {name}}}"));
+        let text = manifests::change(&text, "path: /\n", &format!("path: {path}\n"));
         let file = self.path().join(format!("{name}.yaml"));
         std::fs::write(&file, text).unwrap();
         file.display().to_string()

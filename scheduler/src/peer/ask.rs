@@ -159,11 +159,14 @@ impl Peers {
 
     /// What the leader does; `None` when this scheduler leads no more, and nothing was done.
     pub(super) async fn answer(&self, what: Ask) -> Result<Option<Answer>, Status> {
+        // What an older leader wrote may not be applied here yet: nothing is decided on less.
+        if !self.0.raft.status().borrow().governs {
+            return Ok(None);
+        }
         let done = match what {
             Ask::Write(commands) => self.commit(commands.items).await.map(Answer::Write),
             Ask::Join(request) => self.admit_newcomer(request).await.map(Answer::Join),
-            Ask::List(_) if self.leads() => return Ok(Some(Answer::List(self.view(None)))),
-            Ask::List(_) => return Ok(None),
+            Ask::List(_) => return Ok(Some(Answer::List(self.view(None)))),
             Ask::Remove(request) => self.remove_here(request).await.map(Answer::Remove),
             Ask::Transfer(request) => self.transfer_here(request.to).await.map(Answer::Transfer),
         };

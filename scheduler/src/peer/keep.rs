@@ -26,10 +26,10 @@ pub(crate) async fn keep(peers: Peers, mut stop: watch::Receiver<bool>) {
             tick.tick().await;
             let status = peers.0.raft.status().borrow().clone();
             peers.0.outbox.keep(&peers, &others(&peers, &status));
-            if peers.0.replica.read().was_removed(status.id) {
+            if peers.is_out(status.id) {
                 peers.tell_removed(&state::removed(status.id));
             }
-            if status.role == raft::Role::Leader {
+            if status.governs {
                 tend(&peers, &status).await;
             }
         }

@@ -2,11 +2,13 @@
 //!
 //! Reading order: this file (a scheduler's door to the others), `roster` (who may speak, who shall vote; pure), `token`
 //! and `authority` (trust), `identity` (on disk), `join`, `carry` (messages out), `serve` (messages in), `pieces` (large
-//! messages; pure), `ask` (what only the leader can do), `keep` (the loop). Absent here: what the log holds or decides.
+//! messages; pure), `ask` (what only the leader can do), `hold` (components), `keep`
+//! (the loop). Absent here: what the log holds or decides.
 
 mod ask;
 mod authority;
 mod carry;
+mod hold;
 mod identity;
 mod join;
 mod keep;
@@ -30,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub(crate) use carry::Outbox;
+pub(crate) use hold::Fetch;
 pub(crate) use keep::keep;
 pub(crate) use serve::serve;
 pub use token::{Invalid as InvalidToken, Token};
@@ -217,6 +220,12 @@ impl Peers {
         if !self.0.removed.send_replace(true) {
             tracing::error!("{why}");
         }
+    }
+
+    fn is_out(&self, id: u64) -> bool {
+        let status = self.0.raft.status();
+        let status = status.borrow();
+        roster::is_out(id, &self.0.replica.read(), &status.members)
     }
 
     fn leads(&self) -> bool {

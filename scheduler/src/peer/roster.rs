@@ -19,8 +19,20 @@ pub(super) enum Stranger {
     Refused(String),
 }
 
+/// Whether scheduler `id` is out for good: not wanted any more, and no part of the log's quorum either. Until then its
+/// vote may be needed for its own removal.
+pub(super) fn is_out(id: u64, state: &State, members: &Members) -> bool {
+    state.was_removed(id) && !members.contains(id)
+}
+
 /// Whether a member that greets so may speak to member `me`.
-pub(super) fn admit(state: &State, me: u64, lattice: &str, greeting: &pb::PeerGreeting) -> Result<(), Stranger> {
+pub(super) fn admit(
+    state: &State,
+    members: &Members,
+    me: u64,
+    lattice: &str,
+    greeting: &pb::PeerGreeting,
+) -> Result<(), Stranger> {
     let refuse = |text: String| Err(Stranger::Refused(text));
     let pb::PeerGreeting { from, to, .. } = *greeting;
     if greeting.lattice != lattice {
@@ -37,7 +49,7 @@ pub(super) fn admit(state: &State, me: u64, lattice: &str, greeting: &pb::PeerGr
     if from == me || from == 0 {
         return refuse(format!("two schedulers say that they are {from}; end the one whose data folder is a copy"));
     }
-    if state.was_removed(from) {
+    if is_out(from, state, members) {
         return Err(Stranger::Removed(removed(from)));
     }
     match state.members.get(&from) {
@@ -279,7 +291,7 @@ mod tests {
             log_id: log_id.into(),
             peer: String::new(),
         };
-        let at = |state: &State, greeting: &pb::PeerGreeting| admit(state, 1, "plant", greeting);
+        let at = |state: &State, greeting: &pb::PeerGreeting| admit(state, &members(&[1], &[]), 1, "plant", greeting);
         assert_eq!(at(&state, &greeting(2, 1, "log-2")), Ok(()));
         assert_eq!(at(&state, &greeting(9, 1, "log-9")), Ok(()), "it joined later than what is known here");
         let refused = |stranger| match stranger {
@@ -296,5 +308,8 @@ mod tests {
         );
         state.members.remove(&2);
         assert!(matches!(at(&state, &greeting(2, 1, "log-2")), Err(Stranger::Removed(_))));
+        // One of two voters: it has to agree to its own removal.
+        let two = Members { outgoing: vec![1, 2], ..members(&[1], &[]) };
+        assert_eq!(admit(&state, &two, 1, "plant", &greeting(2, 1, "log-2")), Ok(()));
     }
 }

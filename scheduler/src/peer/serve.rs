@@ -2,7 +2,7 @@
 //! speak that was removed or lost its log.
 
 use super::roster::{self, Stranger};
-use super::{Listener, Peers, authority, carry, pieces};
+use super::{Fetch, Listener, Peers, authority, carry, hold, pieces};
 use crate::raft;
 use proto::v1 as pb;
 use proto::v1::peer_frame::What;
@@ -25,7 +25,7 @@ const GOODBYE: Duration = Duration::from_millis(200);
 const FRAMES_PER_LOOK: u32 = 64;
 
 /// Serves the other schedulers until `stop` fires; at once over when there is no listener.
-pub(crate) async fn serve(peers: Peers, listener: Listener, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn serve(peers: Peers, listener: Listener, fetch: Fetch, mut stop: watch::Receiver<bool>) {
     let (Some(listener), Some((_, identity))) = (listener, &peers.0.own) else { return };
     let chain = format!("{}{}", identity.certificate, identity.authority);
     let tls = ServerTlsConfig::new()
@@ -34,7 +34,7 @@ pub(crate) async fn serve(peers: Peers, listener: Listener, mut stop: watch::Rec
         // Who joins has no certificate yet.
         .client_auth_optional(true)
         .timeout(HANDSHAKE);
-    let service = PeerServer::new(Served { peers: peers.clone() })
+    let service = PeerServer::new(Served { peers: peers.clone(), fetch })
         .max_decoding_message_size(carry::ANSWER_BYTES_MAX)
         .max_encoding_message_size(carry::ANSWER_BYTES_MAX);
     let mut over = stop.clone();
@@ -61,6 +61,7 @@ pub(crate) async fn serve(peers: Peers, listener: Listener, mut stop: watch::Rec
 
 struct Served {
     peers: Peers,
+    fetch: Fetch,
 }
 
 impl Served {
@@ -75,7 +76,8 @@ impl Served {
             return Err(Status::permission_denied(format!("the certificate shown is not that of scheduler {from}")));
         }
         let peers = &self.peers.0;
-        let admitted = roster::admit(&peers.replica.read(), self.peers.id(), &peers.lattice, greeting);
+        let status = peers.raft.status().borrow().clone();
+        let admitted = roster::admit(&peers.replica.read(), &status.members, status.id, &peers.lattice, greeting);
         admitted.map_err(|stranger| {
             let (Stranger::Removed(text) | Stranger::Refused(text)) = &stranger;
             tracing::warn!(scheduler = from, "refused: {text}");
@@ -98,7 +100,7 @@ impl Served {
         let mut looked = 0;
         while let Some(frame) = frames.message().await? {
             looked += 1;
-            if looked % FRAMES_PER_LOOK == 0 && self.peers.0.replica.read().was_removed(greeting.from) {
+            if looked % FRAMES_PER_LOOK == 0 && self.peers.is_out(greeting.from) {
                 return Err(Status::failed_precondition(crate::state::removed(greeting.from)));
             }
             let message = match frame.what {
@@ -147,6 +149,14 @@ impl Peer for Served {
         }
         let answer = self.peers.answer(what).await?;
         Ok(Response::new(pb::PeerAnswer { not_leader: answer.is_none(), what: answer }))
+    }
+
+    async fn hold(&self, request: Request<pb::PeerHold>) -> Result<Response<pb::PeerEnd>, Status> {
+        let shown = shown(&request);
+        let pb::PeerHold { greeting, digests } = request.into_inner();
+        self.admit(shown.as_ref(), greeting.as_ref())?;
+        hold::hold(&self.fetch, digests).await?;
+        Ok(Response::new(pb::PeerEnd {}))
     }
 
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinAnswer>, Status> {

@@ -31,7 +31,12 @@ async fn start(dir: &Path, join: Option<Join>) -> Result<Member, String> {
     let api = (Ipv4Addr::LOCALHOST, 7400).into();
     let (peers, inbox) = Peers::new("plant".into(), raft, replica.clone(), outbox, api, false, door);
     let (stop, stopped) = signal::channel(false);
-    tokio::spawn(serve(peers.clone(), inbox, stopped.clone()));
+    let kept = dir.join("components");
+    let fetch: Fetch = std::sync::Arc::new(move |digest| {
+        let held = std::fs::write(&kept, digest.as_str()).map_err(|e| e.to_string());
+        Box::pin(std::future::ready(held))
+    });
+    tokio::spawn(serve(peers.clone(), inbox, fetch, stopped.clone()));
     tokio::spawn(keep(peers.clone(), stopped));
     Ok(Member { peers, replica, stop })
 }
@@ -90,8 +95,16 @@ fn scale(replicas: u32) -> proto::v1::command::What {
 async fn three_schedulers_find_each_other_and_any_of_them_takes_a_write() {
     let dirs = dirs(3);
     let all = three(&dirs).await;
+    let digest: proto::app::Digest = format!("sha256:{}", "ab".repeat(32)).parse().unwrap();
     for (member, id) in all.iter().zip(1..) {
         assert_eq!(member.peers.id(), id);
+        member.peers.spread(&[digest.clone()].into()).await.unwrap();
+        let others = dirs.iter().filter(|dir| dir.path() != dirs[usize::try_from(id).unwrap() - 1].path());
+        let held = others.map(|dir| dir.path().join("components")).filter(|path| path.exists()).count();
+        assert!(held > 0, "one other has it, so two of three do");
+        for dir in &dirs {
+            let _ = std::fs::remove_file(dir.path().join("components"));
+        }
         // Refused by the state, so it went through the log.
         let refused = member.peers.write_one(String::new(), scale(1)).await.unwrap_err();
         assert!(refused.message().contains("there is no app"), "{refused}");

@@ -3,8 +3,8 @@
 //! type of the consensus library out of this folder.
 //!
 //! Reading order: this file (the seam), `handle` (what the rest of the scheduler holds), `drive` (the one loop),
-//! `node` (the machine without IO), `members` (who takes part), `log` (its memory), `wire` (what members say to each
-//! other), `storage` (records on disk), `disk` (sled, and the one place that makes bytes durable).
+//! `node` (the machine without IO), `members` (who takes part), `timeout`, `log` (its memory), `wire` (what members say
+//! to each other), `storage` (records on disk), `disk` (sled, and the one place that makes bytes durable).
 
 mod disk;
 mod drive;
@@ -14,6 +14,7 @@ mod log;
 mod members;
 pub mod node;
 mod storage;
+mod timeout;
 mod wire;
 
 #[cfg(test)]

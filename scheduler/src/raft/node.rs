@@ -11,8 +11,8 @@ use raft::{ProgressState, RawNode, ReadOnlyOption, ReadState, Ready, SnapshotSta
 
 use super::log::{Log, Position};
 use super::members::{self, Change, Members};
-use super::wire;
 pub use super::wire::Refused;
+use super::{timeout, wire};
 
 /// No entry is larger, whatever the configuration.
 pub const ENTRY_BYTES_LIMIT: usize = 16 << 20;
@@ -476,13 +476,9 @@ impl Node {
     /// The machine draws its election timeout from the thread's own randomness whenever it starts over. In its place
     /// goes one that only depends on the seed, the start, the term and how often this member campaigned.
     fn set_timeout(&mut self) {
-        let mut mixed = 0;
-        for number in [self.settings.seed, self.settings.id, self.settings.boots, self.raw.raft.term, self.campaigns] {
-            mixed = mix(mixed ^ number);
-        }
-        let base = self.settings.election_ticks;
-        let extra = usize::try_from(mixed % base as u64).expect("below a usize");
-        self.raw.raft.set_randomized_election_timeout(base + extra);
+        let Settings { seed, id, boots, election_ticks, .. } = self.settings;
+        let drawn = timeout::draw(election_ticks, &[seed, id, boots, self.raw.raft.term, self.campaigns]);
+        self.raw.raft.set_randomized_election_timeout(drawn);
     }
 }
 
@@ -494,12 +490,4 @@ fn committed(entries: Vec<Entry>) -> Vec<Committed> {
         data: entry.data,
     };
     entries.into_iter().map(committed).collect()
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): one step, as a hash.
-fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
