@@ -69,6 +69,9 @@ pub(crate) enum Verb {
     /// Show the lattice itself: leader, log index, bus
     Status(crate::describe::StatusArgs),
 
+    /// List, add and remove schedulers; choose who leads
+    Schedulers(crate::schedulers::SchedulersArgs),
+
     /// Call a function that an actor exports
     Call(crate::call::CallArgs),
     /// Print a completion script for a shell
@@ -83,6 +86,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         &["apply", "validate", "inspect", "delete", "scale", "rollback", "cordon", "uncordon", "drain"],
     ),
     ("Look", &["get", "describe", "logs", "events", "status"]),
+    ("Several schedulers", &["schedulers"]),
     ("More", &["call", "completion"]),
 ];
 

@@ -1,8 +1,9 @@
 //! `lattice`, the one program: runs WebAssembly actors across machines that share only a NATS bus.
 //!
 //! Reading order: `args` (what can be typed), `context` and `client` (which API, and how it is asked), then a file for
-//! each family of verbs: `apply` (with `local` and `follow`), `get`, `describe`, `inspect`, `change`, `stream`, `call`; `print`
-//! (what all of them write) and `failure` (how they end). `run` has the server sides, compiled in by feature.
+//! each family of verbs: `apply` (with `local` and `follow`), `get`, `describe`, `inspect`, `registry`, `change`, `stream`,
+//! `schedulers`, `call`; `print` (what all of them write) and `failure` (how they end). `run` has the server sides, compiled in
+//! by feature.
 //!
 //! What is absent: decisions. What is desired, placed or run is decided in `scheduler` and `host`.
 
@@ -25,6 +26,7 @@ mod print;
 mod registry;
 #[cfg(any(feature = "host", feature = "scheduler"))]
 mod run;
+mod schedulers;
 mod stream;
 
 use args::{Cli, Connect, Verb};
@@ -119,6 +121,7 @@ async fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Verb::Logs(args) => stream::logs(args, &at(&args.connect)).await,
         Verb::Events(args) => stream::events(args, &at(&args.connect)).await,
         Verb::Status(args) => describe::status(args, &at(&args.connect)).await,
+        Verb::Schedulers(args) => schedulers::schedulers(args, &at(args.connect())).await,
         Verb::Call(args) => call::call(args, &at(&args.connect)).await,
         Verb::Completion(args) => completion(args),
     }

@@ -15,7 +15,7 @@ pub mod policy;
 pub mod subject;
 
 /// Wire types generated from `lattice/v1/*.proto`.
-#[allow(clippy::all, unreachable_pub, missing_docs, reason = "generated code")]
+#[allow(clippy::all, clippy::allow_attributes_without_reason, unreachable_pub, missing_docs, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("lattice.v1");
     /// The encoded `FileDescriptorSet`, for gRPC server reflection.

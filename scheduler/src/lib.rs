@@ -1,12 +1,14 @@
 //! The scheduler: what is desired, decided and kept.
 //!
 //! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `status` (what people see, pure),
-//! `raft` (the log), `control` (the leader's loop), `api` (gRPC). Absent here: anything of the host, HTTP routes, Wasm.
+//! `raft` (the log), `control` (the leader's loop), `peer` (schedulers among themselves), `api` (gRPC). Absent here: anything of the host, HTTP routes, Wasm.
 
 pub mod api;
 mod artifact;
 mod control;
 mod events;
+mod gather;
+pub mod peer;
 pub mod plan;
 pub mod raft;
 mod replica;

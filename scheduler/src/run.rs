@@ -5,29 +5,37 @@ use crate::control::{self, Shared};
 use crate::events::Events;
 use crate::plan::Config as Timers;
 use crate::replica::Replica;
-use crate::{api, raft};
+use crate::{api, gather, peer, raft};
 use bus::Bus;
-use proto::app::{Kind, LatticeName};
-use std::collections::BTreeSet;
+use proto::app::LatticeName;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// How often artifacts that nothing names are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
+/// How often components that are missing here are looked for, at least and at most.
+const HOLD_EVERY: Duration = Duration::from_secs(10);
+const HOLD_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of one log entry: a plan over ten thousand hosts, or a manifest.
 const ENTRY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// For leadership to be handed over at the end.
+const HAND_OVER: Duration = Duration::from_secs(3);
+
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Its id in the Raft group, from 1; never given to another.
+    /// Its id among the schedulers of the lattice if it is the first one; who joins is given one.
     pub id: u64,
     pub lattice: LatticeName,
     /// Log, state and artifacts live under it.
     pub data: PathBuf,
     pub api: api::Config,
+    /// None: it is alone, and nobody can join.
+    pub peer: Option<peer::Config>,
     pub timers: Timers,
     /// Log bytes before a snapshot.
     pub log_bytes_max: u64,
@@ -37,6 +45,8 @@ pub struct Config {
 pub enum Error {
     #[error(transparent)]
     Raft(#[from] raft::Error),
+    #[error(transparent)]
+    Peer(#[from] peer::Error),
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
     #[error(transparent)]
@@ -49,6 +59,7 @@ pub enum Error {
 pub struct Scheduler {
     addr: SocketAddr,
     shared: Shared,
+    peers: peer::Peers,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
     /// Turns true when the control loop broke.
@@ -61,25 +72,58 @@ impl Scheduler {
         let data = config.data.clone();
         std::fs::create_dir_all(&data).map_err(|source| Error::Data { path: data.clone(), source })?;
         let replica = Replica::default();
+        let (addr, listener) = api::bind(&config.api).await?;
+        let mut door = peer::open(config.peer.as_ref(), config.id, config.lattice.as_str(), &data).await?;
         let log = raft::Config {
             log_bytes_max: config.log_bytes_max,
             entry_bytes_max: ENTRY_BYTES_MAX,
-            ..raft::Config::alone(config.id, data.join("raft"))
+            voters: door.voters.clone(),
+            log_id: door.log_id.clone(),
+            may_begin: door.may_begin,
+            ..raft::Config::alone(door.id, data.join("raft"))
         };
-        let state = replica.clone();
+        let outbox = peer::Outbox::default();
+        let (state, transport) = (replica.clone(), outbox.clone());
         // Opening replays the log: not on a thread that serves.
-        let opened = tokio::task::spawn_blocking(move || raft::start(log, state, raft::Alone)).await;
+        let opened = tokio::task::spawn_blocking(move || raft::start(log, state, transport)).await;
         let raft = opened.expect("opening the log does not panic")?;
+        door.begun()?;
+        outbox.connect(raft.clone());
+        let tls = config.api.tls.is_some();
+        let (peers, inbox) =
+            peer::Peers::new(config.lattice.to_string(), raft.clone(), replica.clone(), outbox, addr, tls, door);
         let artifacts = Artifacts::open(data.join("artifacts"), bus.clone()).await?;
         let events = Events::new(format!("/lattice/{}/scheduler", config.lattice));
         let shared = Shared::new(config.lattice.to_string(), bus, raft, replica, events, config.timers);
         let (stop, stopped) = watch::channel(false);
-        let (addr, serving) = api::bind(&config.api, shared.clone(), artifacts.clone(), stopped.clone()).await?;
+        let serving =
+            api::serve(&config.api, listener, shared.clone(), artifacts.clone(), peers.clone(), stopped.clone())
+                .await?;
         let mut tasks = vec![tokio::spawn(serving)];
+        let fetch: peer::Fetch = {
+            let (bus, artifacts) = (shared.bus.clone(), artifacts.clone());
+            Arc::new(move |digest| {
+                let (bus, artifacts) = (bus.clone(), artifacts.clone());
+                Box::pin(async move { gather::fetch(&bus, &artifacts, &digest).await.map_err(|e| e.to_string()) })
+            })
+        };
+        tasks.push(tokio::spawn(peer::serve(peers.clone(), inbox, fetch, stopped.clone())));
+        tasks.push(tokio::spawn(peer::keep(peers.clone(), stopped.clone())));
         let (broken, _) = watch::channel(false);
         tasks.push(tokio::spawn(watched(observe(shared.clone(), stopped.clone()), broken.clone())));
+        tasks.push(tokio::spawn(hold(shared.clone(), artifacts.clone(), stopped.clone())));
         tasks.push(tokio::spawn(sweep(shared.clone(), artifacts, stopped)));
-        Ok(Self { addr, shared, stop, tasks, broken })
+        Ok(Self { addr, shared, peers, stop, tasks, broken })
+    }
+
+    /// Its id among the schedulers of the lattice.
+    pub fn id(&self) -> u64 {
+        self.peers.id()
+    }
+
+    /// Where other schedulers reach it, if they do.
+    pub fn peer(&self) -> Option<String> {
+        self.peers.peer().map(str::to_owned)
     }
 
     /// Where the API listens.
@@ -87,20 +131,24 @@ impl Scheduler {
         self.addr
     }
 
-    /// Resolves when the log's loop has ended, whoever ended it, or the control loop broke: nothing would be planned.
+    /// Resolves when the log's loop has ended, whoever ended it, the control loop broke, so that nothing would be
+    /// planned, or the others removed this scheduler.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
         let (mut status, mut broken) = (self.shared.raft.status(), self.broken.subscribe());
+        let mut removed = self.peers.removed();
         async move {
             let log = async { while status.changed().await.is_ok() {} };
             tokio::select! {
                 () = log => {}
                 _ = broken.wait_for(|b| *b) => {}
+                _ = removed.wait_for(|r| *r) => {}
             }
         }
     }
 
-    /// Ends it: the log is closed when this returns.
+    /// Ends it: the log is closed when this returns. If it leads, another one does before: writes wait for a blink.
     pub async fn shutdown(self) {
+        let _ = tokio::time::timeout(HAND_OVER, self.peers.transfer_away()).await;
         self.stop.send_replace(true);
         for task in self.tasks {
             // Open streams are not waited for without end.
@@ -152,17 +200,32 @@ async fn sweep(shared: Shared, artifacts: Artifacts, mut stop: watch::Receiver<b
             _ = stop.changed() => return,
             _ = tick.tick() => {}
         }
-        let named: BTreeSet<_> = {
-            let state = shared.replica.read();
-            let revisions = state.apps.values().flat_map(|a| a.revisions.values());
-            let components = revisions.flat_map(|r| r.spec.components.values());
-            components
-                .filter_map(|c| match &c.kind {
-                    Kind::Actor(a) => a.digest.clone(),
-                    Kind::Provider(_) => None,
-                })
-                .collect()
-        };
+        let named = gather::named(&shared.replica.read());
         artifacts.sweep(&named);
+    }
+}
+
+/// Fetches what apps name and is not here: it was uploaded to another scheduler.
+async fn hold(shared: Shared, artifacts: Artifacts, mut stop: watch::Receiver<bool>) {
+    let mut applied = shared.replica.applied();
+    let mut told = None;
+    loop {
+        let missing: Vec<_> =
+            gather::named(&shared.replica.read()).into_iter().filter(|digest| !artifacts.has(digest)).collect();
+        for digest in missing {
+            if let Err(error) = gather::fetch(&shared.bus, &artifacts, &digest).await {
+                let error = error.to_string();
+                if told.as_ref() != Some(&error) {
+                    tracing::warn!(%error, "a component is not held here");
+                    told = Some(error);
+                }
+            }
+        }
+        tokio::select! {
+            _ = stop.wait_for(|s| *s) => return,
+            () = tokio::time::sleep(HOLD_EVERY) => {}
+            // At most once a second, however much is written.
+            _ = async { let _ = applied.changed().await; tokio::time::sleep(HOLD_PAUSE).await } => {}
+        }
     }
 }

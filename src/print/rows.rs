@@ -1,6 +1,6 @@
 //! What a table shows of each shape, and what one item is called. Pure.
 
-use super::shape::{Actor, App, Host, Link, Revision};
+use super::shape::{Actor, App, Host, Link, Revision, Scheduler};
 use super::table::{Cell, Tint};
 use super::time::age;
 
@@ -174,6 +174,34 @@ impl Row for Revision {
     }
 }
 
+impl Row for Scheduler {
+    const PLURAL: &'static str = "schedulers";
+    const NONE: &'static str = "start one with `lattice scheduler --nats URL`";
+    const HEAD: &'static [&'static str] = &["ID", "ADDRESS", "API", "ROLE", "STATE", "INDEX", "MESSAGE"];
+    const WIDE: &'static [&'static str] = &[];
+
+    fn key(&self) -> String {
+        format!("{:020}", self.id)
+    }
+    fn name(&self) -> String {
+        format!("scheduler/{}", self.id)
+    }
+    fn is_called(&self, name: &str) -> bool {
+        name == self.id.to_string() || name == self.name()
+    }
+    fn cells(&self, _: u64) -> Vec<Cell> {
+        vec![
+            Cell::tinted(self.id.to_string(), Tint::Bold),
+            Cell::new(dash(&self.address)),
+            Cell::new(dash(&self.api)),
+            Cell::new(&self.role),
+            Cell::state(&self.state),
+            Cell::new(self.index.to_string()),
+            Cell::new(&self.message),
+        ]
+    }
+}
+
 /// Sorts by its parts one after the other: `a` and all it has before `a-b`.
 fn key(parts: &[&str]) -> String {
     parts.join("\0")
@@ -216,6 +244,7 @@ mod tests {
         check(&Actor::from(v1::ActorStatus { app: "hello".into(), actor: "web".into(), ..Default::default() }));
         check(&Host::from(v1::HostStatus { id: "01J".into(), name: "paris".into(), ..Default::default() }));
         check(&Link::from(v1::LinkStatus { app: "hello".into(), consumer: "web".into(), ..Default::default() }));
+        check(&Scheduler::from(v1::SchedulerStatus { id: 2, ..Default::default() }));
         check(&Revision::from(v1::RevisionStatus { app: "hello".into(), revision: 3, ..Default::default() }));
     }
 

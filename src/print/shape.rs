@@ -100,6 +100,21 @@ pub(crate) struct Revision {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Scheduler {
+    pub(crate) id: u64,
+    /// host:port where the others reach it; empty when it is alone.
+    pub(crate) address: String,
+    pub(crate) api: String,
+    /// leader | voter | learner
+    pub(crate) role: String,
+    /// ready | behind | standby | joining | leaving | unreachable
+    pub(crate) state: String,
+    /// Log index up to which it has everything.
+    pub(crate) index: u64,
+    pub(crate) message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Event {
     pub(crate) id: String,
     /// RFC 3339, UTC.
@@ -257,6 +272,12 @@ impl From<v1::LinkStatus> for Link {
 impl From<v1::RevisionStatus> for Revision {
     fn from(s: v1::RevisionStatus) -> Self {
         Self { app: s.app, revision: s.revision, current: s.current, created: rfc3339(s.created_ms), cause: s.cause }
+    }
+}
+
+impl From<v1::SchedulerStatus> for Scheduler {
+    fn from(s: v1::SchedulerStatus) -> Self {
+        Self { id: s.id, address: s.peer, api: s.api, role: s.role, state: s.state, index: s.index, message: s.message }
     }
 }
 

@@ -22,7 +22,7 @@ impl Tint {
     pub(crate) fn of_state(state: &str) -> Self {
         match state {
             "running" | "ready" | "bound" => Self::Good,
-            "failed" | "lost" => Self::Bad,
+            "failed" | "lost" | "unreachable" => Self::Bad,
             "" => Self::Plain,
             _ => Self::Warn,
         }

@@ -6,6 +6,7 @@ use crate::context::API_DEFAULT;
 use crate::failure::Failure;
 use clap::Args;
 use proto::app::LatticeName;
+use scheduler::peer::{self, Token};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -16,6 +17,9 @@ Examples:
   lattice scheduler --nats tls://a:4222,tls://b:4222 --nats-creds l.creds
   lattice scheduler --nats nats://10.0.0.5:4222 --api 0.0.0.0:7400 \\
       --tls-cert api.pem --tls-key api.key
+  lattice scheduler --nats URL --peer-listen 10.0.0.5:7401     others may join
+  lattice scheduler --nats URL --peer-listen 10.0.0.6:7401 \\
+      --join 10.0.0.5:7401 --token TOKEN
 
 It keeps what was applied in its data folder, and goes on from there when it is
 started again.")]
@@ -29,9 +33,30 @@ pub(crate) struct SchedulerArgs {
     /// Where the control API listens
     #[arg(long, value_name = "IP:PORT", default_value = API_DEFAULT, value_parser = listen::parse)]
     api: SocketAddr,
-    /// Its id among the schedulers of the lattice; never given to another
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    id: u64,
+    /// Its id if it is the first scheduler of the lattice; who joins is given one [default: 1]
+    #[arg(long, value_name = "N", conflicts_with = "join", value_parser = clap::value_parser!(u64).range(1..))]
+    id: Option<u64>,
+    /// Where other schedulers reach it, over TLS of the lattice's own [default: nowhere, it stays alone]
+    #[arg(long, value_name = "IP:PORT", value_parser = listen::parse, help_heading = "Several schedulers")]
+    peer_listen: Option<SocketAddr>,
+    /// The same address as the others see it, when that is another one
+    #[arg(long, value_name = "HOST:PORT", value_parser = peer, requires = "peer_listen", help_heading = "Several schedulers")]
+    peer_advertise: Option<String>,
+    /// Peer address of any scheduler of the lattice to join; means nothing once it has joined
+    #[arg(long, value_name = "HOST:PORT", value_parser = peer, requires_all = ["peer_listen", "token"], help_heading = "Several schedulers")]
+    join: Option<String>,
+    /// What `lattice schedulers token` printed; better in the environment than in the list of processes
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "LATTICE_JOIN_TOKEN",
+        hide_env_values = true,
+        help_heading = "Several schedulers"
+    )]
+    token: Option<Token>,
+    /// Join to learn only: it votes when it is promoted
+    #[arg(long, requires = "join", help_heading = "Several schedulers")]
+    standby: bool,
     /// NATS server of the lattice; several with commas
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true, help_heading = "Bus")]
     nats: Vec<String>,
@@ -46,16 +71,52 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
     listen::check("--api", args.api, tls.is_some()).map_err(Failure::Usage)?;
     let has_tls = tls.is_some();
     let data = data_dir(args.data.as_deref(), "scheduler")?;
-    let bus = args.nats_more.config(args.nats.clone(), format!("lattice scheduler {}", args.id), args.lattice.clone());
-    let config = SchedulerConfig { bus, data: data.clone(), api: args.api, tls, id: args.id };
+    let bus = args.nats_more.config(args.nats.clone(), "lattice scheduler".into(), args.lattice.clone());
+    let join = match (&args.join, &args.token) {
+        (Some(addr), Some(token)) => {
+            Some(peer::Join { addr: addr.clone(), token: token.clone(), standby: args.standby })
+        }
+        _ => None,
+    };
+    let advertise = args.peer_advertise.clone();
+    let peer = args.peer_listen.map(|listen| peer::Config { listen, advertise, join });
+    let config = SchedulerConfig { bus, data: data.clone(), api: args.api, tls, id: args.id.unwrap_or(1), peer };
     let Some(serving) = begin(Box::pin(start::scheduler(config))).await? else { return Ok(()) };
     let running = &serving.running;
     let api = running.api.map(|api| api.to_string()).unwrap_or_default();
-    banner(
-        &format!("scheduler {} of lattice {:?} is up", args.id, args.lattice.as_str()),
-        &[("api", api.clone()), ("bus", running.bus.clone()), ("data", data.display().to_string())],
-    )?;
+    let (id, peer) = running.scheduler.clone().unwrap_or_default();
+    let mut fields = vec![("api", api.clone()), ("bus", running.bus.clone())];
+    fields.extend(peer.map(|peer| ("peer", peer)));
+    fields.push(("data", data.display().to_string()));
+    banner(&format!("scheduler {id} of lattice {:?} is up", args.lattice.as_str()), &fields)?;
     let reach = if has_tls { format!("--api https://{api} --ca FILE") } else { format!("--api {api}") };
     next(&format!("lattice get hosts {reach}"), "(Ctrl-C ends the scheduler)")?;
     serving.serve().await
+}
+
+/// `HOST:PORT` of a peer listener.
+fn peer(text: &str) -> Result<String, String> {
+    let wrong = || "write HOST:PORT, as 10.0.0.5:7401".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let sound = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    if host.is_empty() || port == 0 || !host.chars().all(sound) || host.contains(':') != host.starts_with('[') {
+        return Err(wrong());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::peer;
+
+    #[test]
+    fn peers_are_host_and_port() {
+        for good in ["10.0.0.5:7401", "a.example.org:1", "[::1]:7401"] {
+            assert_eq!(peer(good).as_deref(), Ok(good));
+        }
+        for wrong in ["", "host", ":7401", "host:", "host:0", "host:x", "https://h:1", "a b:1", "::1:7401", "h:70000"] {
+            assert!(peer(wrong).unwrap_err().contains("10.0.0.5:7401"), "{wrong}");
+        }
+    }
 }

@@ -47,8 +47,9 @@ pub(crate) struct SchedulerConfig {
     pub(crate) api: SocketAddr,
     /// `None` only when the API is on loopback.
     pub(crate) tls: Option<Tls>,
-    /// Its id in the Raft group, from 1.
+    /// Its id among the schedulers if it is the first one.
     pub(crate) id: u64,
+    pub(crate) peer: Option<scheduler::peer::Config>,
 }
 
 #[cfg(feature = "host")]
@@ -69,6 +70,9 @@ pub(crate) struct HostConfig {
 pub(crate) struct Running {
     #[cfg(feature = "scheduler")]
     pub(crate) api: Option<SocketAddr>,
+    /// Id of the scheduler, and where other schedulers reach it.
+    #[cfg(feature = "scheduler")]
+    pub(crate) scheduler: Option<(u64, Option<String>)>,
     /// URL of the bus, without secrets.
     pub(crate) bus: String,
     #[cfg(feature = "host")]
@@ -124,8 +128,15 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
             (Some(broker), nats)
         }
     };
-    let scheduler =
-        start_scheduler(&bus_config, config.data.join("scheduler"), config.api, config.tls.clone(), 1).await?;
+    let scheduler = start_scheduler(SchedulerConfig {
+        bus: bus_config.clone(),
+        data: config.data.join("scheduler"),
+        api: config.api,
+        tls: config.tls.clone(),
+        id: 1,
+        peer: None,
+    })
+    .await?;
     let host = start_host(HostConfig {
         bus: bus_config.clone(),
         data: config.data.join("host"),
@@ -163,8 +174,14 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
 
 #[cfg(feature = "scheduler")]
 pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running> {
-    let (scheduler, bus) = start_scheduler(&config.bus, config.data, config.api, config.tls, config.id).await?;
-    let mut running = Running { api: Some(scheduler.api()), bus: shown(&config.bus.urls), ..Running::default() };
+    let urls = shown(&config.bus.urls);
+    let (scheduler, bus) = start_scheduler(config).await?;
+    let mut running = Running {
+        api: Some(scheduler.api()),
+        scheduler: Some((scheduler.id(), scheduler.peer())),
+        bus: urls,
+        ..Running::default()
+    };
     let stop = running.stop.clone();
     running.guard("the scheduler", scheduler.ended());
     running.parts.spawn(async move {
@@ -194,19 +211,14 @@ pub(crate) async fn host(config: HostConfig) -> anyhow::Result<Running> {
 }
 
 #[cfg(feature = "scheduler")]
-async fn start_scheduler(
-    nats: &bus::Config,
-    data: PathBuf,
-    api: SocketAddr,
-    tls: Option<Tls>,
-    id: u64,
-) -> anyhow::Result<(scheduler::Scheduler, bus::Bus)> {
-    let bus = bus::Bus::connect(nats).await?;
+async fn start_scheduler(config: SchedulerConfig) -> anyhow::Result<(scheduler::Scheduler, bus::Bus)> {
+    let bus = bus::Bus::connect(&config.bus).await?;
     let config = scheduler::Config {
-        id,
-        lattice: nats.lattice.clone(),
-        data,
-        api: scheduler::api::Config { listen: api, tls: tls.map(|t| (t.cert, t.key)) },
+        id: config.id,
+        lattice: config.bus.lattice,
+        data: config.data,
+        api: scheduler::api::Config { listen: config.api, tls: config.tls.map(|t| (t.cert, t.key)) },
+        peer: config.peer,
         timers: scheduler::plan::Config::default(),
         log_bytes_max: LOG_BYTES_MAX,
     };

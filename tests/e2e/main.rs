@@ -23,4 +23,5 @@ mod moving;
 #[cfg(target_os = "linux")]
 mod power;
 mod registry;
+mod schedulers;
 mod walls;

@@ -56,7 +56,7 @@ impl Quorum {
     }
 
     fn commit(&mut self, did: &mut Vec<Did>, entries: Vec<Committed>) {
-        for Committed { term, index, data } in entries {
+        for Committed { term, index, data, .. } in entries {
             assert_eq!(index, self.applied + 1, "entries are applied in order, each once");
             self.applied = index;
             if !data.is_empty() {

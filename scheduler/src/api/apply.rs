@@ -60,8 +60,15 @@ impl Service {
                 })),
             })
             .collect();
+        // A member that is behind must not refuse what the newest state would take.
+        self.fresh(false).await?;
         let trial = self.try_out(&commands)?;
-        let outcomes = if request.dry_run { trial } else { self.commit(commands).await? };
+        let outcomes = if request.dry_run {
+            trial
+        } else {
+            self.peers.spread(&digests(&apps)).await?;
+            self.commit(commands).await?
+        };
         let mut changes = Vec::new();
         for (app, outcome) in apps.iter().zip(outcomes) {
             changes.push(pb::AppChange {
@@ -176,6 +183,16 @@ impl Service {
             inspection
         }))
     }
+}
+
+/// The components that apps name.
+fn digests(apps: &[App]) -> BTreeSet<Digest> {
+    let components = apps.iter().flat_map(|app| app.components.values());
+    let digest = |component: &proto::app::Component| match &component.kind {
+        Kind::Actor(actor) => actor.digest.clone(),
+        Kind::Provider(_) => None,
+    };
+    components.filter_map(digest).collect()
 }
 
 /// One status for all problems, a line each.

@@ -8,6 +8,7 @@ mod watch;
 
 use crate::artifact::Artifacts;
 use crate::control::Shared;
+use crate::peer::Peers;
 use proto::v1::control_server::ControlServer;
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +17,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch as signal;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
+
+pub(crate) use service::{status_of, status_of_raft};
 
 /// Bytes of one request message: a manifest, or one piece of an artifact.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -46,22 +49,30 @@ pub enum Error {
 pub(crate) struct Service {
     pub(crate) shared: Shared,
     pub(crate) artifacts: Artifacts,
+    pub(crate) peers: Peers,
     pub(crate) inspections: apply::Inspections,
 }
 
-/// Binds the address; gives the one it got and a future that serves until `stop` fires.
-pub async fn bind(
-    config: &Config,
-    shared: Shared,
-    artifacts: Artifacts,
-    mut stop: signal::Receiver<bool>,
-) -> Result<(SocketAddr, impl Future<Output = ()> + Send + use<>), Error> {
+/// Binds the address; gives it as it became.
+pub async fn bind(config: &Config) -> Result<(SocketAddr, TcpListener), Error> {
     if config.tls.is_none() && !config.listen.ip().is_loopback() {
         return Err(Error::NeedsTls(config.listen));
     }
     let listen = |source| Error::Listen { listen: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
+    Ok((addr, listener))
+}
+
+/// Serves what `bind` gave until `stop` fires.
+pub async fn serve(
+    config: &Config,
+    listener: TcpListener,
+    shared: Shared,
+    artifacts: Artifacts,
+    peers: Peers,
+    mut stop: signal::Receiver<bool>,
+) -> Result<impl Future<Output = ()> + Send + use<>, Error> {
     let mut server = Server::builder()
         .concurrency_limit_per_connection(CONCURRENT_MAX)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
@@ -78,7 +89,7 @@ pub async fn bind(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .expect("our own descriptors are well formed");
-    let service = Service { shared, artifacts, inspections: Default::default() };
+    let service = Service { shared, artifacts, peers, inspections: Default::default() };
     let control = ControlServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(64 * 1024 * 1024);
@@ -95,5 +106,5 @@ pub async fn bind(
             tracing::error!(%error, "API ended");
         }
     };
-    Ok((addr, serving))
+    Ok(serving)
 }

@@ -17,7 +17,7 @@ const PIECE_BYTES_MAX: usize = 1024 * 1024 + 1024;
 
 impl Service {
     pub(super) async fn commit(&self, commands: Vec<pb::Command>) -> Result<Vec<pb::Outcome>, Status> {
-        let outcomes = self.shared.propose(commands).await.map_err(status_of_raft)?;
+        let outcomes = self.peers.write(commands).await?;
         match outcomes.iter().find(|o| !o.error.is_empty()) {
             Some(outcome) => Err(status_of(outcome)),
             None => Ok(outcomes),
@@ -25,9 +25,7 @@ impl Service {
     }
 
     async fn change(&self, request_id: String, what: What) -> Answer<pb::ChangeResponse> {
-        if request_id.len() > 64 {
-            return Err(Status::invalid_argument("request_id has more than 64 bytes; use a ULID or a UUID"));
-        }
+        Self::expect_request_id(&request_id)?;
         let outcomes = self.commit(vec![pb::Command { request_id, what: Some(what) }]).await?;
         let outcome = outcomes.into_iter().next().ok_or_else(|| Status::internal("the log gave no outcome"))?;
         let pb::Outcome { change, revision, version, .. } = outcome;
@@ -35,9 +33,16 @@ impl Service {
     }
 
     /// A linearizable read, unless the client asked for a stale one.
-    async fn fresh(&self, stale: bool) -> Result<(), Status> {
+    pub(super) async fn fresh(&self, stale: bool) -> Result<(), Status> {
         if !stale {
             self.shared.raft.read_index().await.map_err(status_of_raft)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn expect_request_id(request_id: &str) -> Result<(), Status> {
+        if request_id.len() > 64 {
+            return Err(Status::invalid_argument("request_id has more than 64 bytes; use a ULID or a UUID"));
         }
         Ok(())
     }
@@ -51,9 +56,7 @@ impl Service {
 impl Control for Service {
     async fn apply(&self, request: Request<pb::ApplyRequest>) -> Answer<pb::ApplyResponse> {
         let request = request.into_inner();
-        if request.request_id.len() > 64 {
-            return Err(Status::invalid_argument("request_id has more than 64 bytes; use a ULID or a UUID"));
-        }
+        Self::expect_request_id(&request.request_id)?;
         self.apply_manifest(request).await.map(Response::new)
     }
 
@@ -218,19 +221,43 @@ impl Control for Service {
             bus: if up { "connected" } else { "not connected: check --nats and that the server runs" }.to_owned(),
         }))
     }
+
+    async fn list_schedulers(&self, _: Request<pb::ListSchedulersRequest>) -> Answer<pb::SchedulerList> {
+        self.peers.list().await.map(Response::new)
+    }
+
+    async fn create_join_token(&self, request: Request<pb::CreateJoinTokenRequest>) -> Answer<pb::JoinToken> {
+        self.peers.token(request.into_inner().life_ms).await.map(Response::new)
+    }
+
+    async fn promote_scheduler(&self, request: Request<pb::PromoteSchedulerRequest>) -> Answer<pb::ChangeResponse> {
+        let pb::PromoteSchedulerRequest { id, request_id } = request.into_inner();
+        self.change(request_id, What::PromoteMember(pb::PromoteMember { id })).await
+    }
+
+    async fn remove_scheduler(&self, request: Request<pb::RemoveSchedulerRequest>) -> Answer<pb::ChangeResponse> {
+        let request = request.into_inner();
+        Self::expect_request_id(&request.request_id)?;
+        self.peers.remove(request).await.map(Response::new)
+    }
+
+    async fn transfer_leader(&self, request: Request<pb::TransferLeaderRequest>) -> Answer<pb::TransferLeaderResponse> {
+        self.peers.transfer(request.into_inner().to).await.map(Response::new)
+    }
 }
 
 /// The status that a refused command becomes.
-pub(super) fn status_of(outcome: &pb::Outcome) -> Status {
+pub(crate) fn status_of(outcome: &pb::Outcome) -> Status {
     let message = outcome.error.clone();
     match outcome.code.as_str() {
         "not_found" => Status::not_found(message),
         "conflict" => Status::aborted(message),
+        "denied" => Status::permission_denied(message),
         "stale" => Status::unavailable(message),
         _ => Status::invalid_argument(message),
     }
 }
 
-pub(super) fn status_of_raft(error: raft::Error) -> Status {
+pub(crate) fn status_of_raft(error: raft::Error) -> Status {
     if error.is_retryable() { Status::unavailable(error.to_string()) } else { Status::internal(error.to_string()) }
 }

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::disk::Disk;
 use super::handle::{self, Applied, Event, Handle, Status};
 use super::node::{Committed, Installed, Node, NotTaken, Outgoing, Read, Role, Settings, Work};
-use super::storage::Store;
+use super::storage::{Begin, Store};
 use super::{Config, Error, StateMachine, Transport};
 
 /// What one round takes in before it turns to the disk.
@@ -43,7 +43,8 @@ pub(super) fn start<S: StateMachine, D: Disk>(
     transport: Box<dyn Transport>,
     on_fatal: OnFatal,
 ) -> Result<Handle, Error> {
-    let (store, opened) = Store::open(disk, &config.dir, config.id, &config.voters, || state.snapshot())?;
+    let begin = Begin { voters: &config.voters, log_id: &config.log_id, may_begin: config.may_begin };
+    let (store, opened) = Store::open(disk, &config.dir, config.id, &begin, || state.snapshot())?;
     let applied = opened.start.snapshot.index;
     if !opened.fresh {
         state.restore(applied, &opened.state).map_err(|detail| Error::Restore { index: applied, detail })?;
@@ -59,7 +60,7 @@ pub(super) fn start<S: StateMachine, D: Disk>(
     info!(member = config.id, boots = opened.boots, snapshot = applied, last = node.last_index(), "log opened");
 
     let (status, receiver) = watch::channel(observe(&node, applied, 0, 0));
-    let (handle, events) = handle::channel(receiver, config.proposals_max, config.entry_bytes_max);
+    let (handle, events) = handle::channel(receiver, opened.log_id, config.proposals_max, config.entry_bytes_max);
     let driver = Driver {
         node,
         state,
@@ -153,10 +154,12 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
     }
 
     fn turn(&mut self, events: &Receiver<Event>) -> Result<(), Error> {
+        // What is committed may change the members: only then it is known who is alone.
+        self.work()?;
         if self.node.is_alone() {
             self.node.campaign().map_err(Error::Machine)?;
+            self.work()?;
         }
-        self.work()?;
         self.publish();
         let tick = Duration::from_millis(self.config.tick_ms);
         let mut due = Instant::now() + tick;
@@ -211,7 +214,17 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
 
     fn take(&mut self, event: Event) -> ControlFlow<()> {
         match event {
-            Event::Propose { data, answer, permit } => self.propose(data, answer, permit),
+            Event::Propose { data, answer, permit } => {
+                let taken = self.node.propose(data);
+                self.proposed(taken, answer, permit);
+            }
+            Event::Change { changes, answer, permit } => {
+                let taken = self.node.propose_change(&changes);
+                self.proposed(taken, answer, permit);
+            }
+            Event::Transfer { to, answer } => {
+                let _ = answer.send(self.node.transfer(to).map_err(|why| not_taken(why, self.waiting.len())));
+            }
             Event::Read { answer, permit } => {
                 self.reads.queued.push(Asked { answer, _permit: permit, since: self.ticks });
             }
@@ -228,13 +241,13 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
         ControlFlow::Continue(())
     }
 
-    fn propose(
+    fn proposed(
         &mut self,
-        data: Vec<u8>,
+        taken: Result<(u64, u64), NotTaken>,
         answer: oneshot::Sender<Result<Applied, Error>>,
         permit: OwnedSemaphorePermit,
     ) {
-        match self.node.propose(data) {
+        match taken {
             Ok((term, index)) => {
                 let waiting = Waiting { term, answer, _permit: permit };
                 if let Some(older) = self.waiting.insert(index, waiting) {
@@ -242,12 +255,8 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
                     let _ = older.answer.send(Err(Error::Uncertain { index }));
                 }
             }
-            Err(NotTaken::NotLeader { leader }) => {
-                let _ = answer.send(Err(Error::NotLeader { leader }));
-            }
-            Err(NotTaken::Full) => {
-                let limit = self.waiting.len();
-                let _ = answer.send(Err(Error::Overloaded { what: "proposals", limit }));
+            Err(why) => {
+                let _ = answer.send(Err(not_taken(why, self.waiting.len())));
             }
         }
     }
@@ -300,7 +309,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
         while let Some(work) = self.node.ready().map_err(Error::Machine)? {
             let Work { messages, snapshot, entries, hard, must_sync, messages_after, committed, reads, receipt } = work;
             self.send(messages);
-            self.apply(committed);
+            self.apply(committed)?;
             self.store.write(snapshot.as_ref(), &entries, hard, must_sync)?;
             if let Some(installed) = snapshot {
                 self.install(&installed)?;
@@ -309,11 +318,14 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
             self.confirm(reads);
             let after = self.node.advance(receipt).map_err(Error::Machine)?;
             self.send(after.messages);
-            self.apply(after.committed);
+            self.apply(after.committed)?;
             self.node.applied(self.applied);
             self.answer_reads();
         }
         if self.node.snapshot_wanted() {
+            if self.node.snapshot_is_strange() {
+                self.store_snapshot()?;
+            }
             let (meta, state) = self.store.load_snapshot()?;
             self.node.offer_snapshot(&meta, state);
         }
@@ -326,10 +338,20 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
         }
     }
 
-    fn apply(&mut self, entries: Vec<Committed>) {
-        for Committed { term, index, data } in entries {
+    fn apply(&mut self, entries: Vec<Committed>) -> Result<(), Error> {
+        for entry in entries {
+            let Committed { term, index, .. } = entry;
             assert_eq!(index, self.applied + 1, "entries are applied in order, each once");
-            let outcome = if data.is_empty() { Vec::new() } else { self.state.apply(index, &data) };
+            let outcome = if entry.change {
+                self.store.commit(index)?;
+                self.node.apply_change(&entry).map_err(Error::Machine)?;
+                info!(index, members = ?self.node.members(), "members changed");
+                Vec::new()
+            } else if entry.data.is_empty() {
+                Vec::new()
+            } else {
+                self.state.apply(index, &entry.data)
+            };
             self.applied = index;
             match self.waiting.remove(&index) {
                 Some(waiting) if waiting.term == term => {
@@ -346,6 +368,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
                 let _ = last.remove().answer.send(Err(Error::Superseded { index }));
             }
         }
+        Ok(())
     }
 
     /// A snapshot of the leader is durable here: take its state over.
@@ -383,6 +406,10 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
         if self.node.log_bytes() <= self.log_bytes_due || self.applied <= self.node.snapshot_index() {
             return Ok(());
         }
+        self.store_snapshot()
+    }
+
+    fn store_snapshot(&mut self) -> Result<(), Error> {
         let Some(meta) = self.node.snapshot_meta(self.applied) else { return Ok(()) };
         let max = self.config.log_bytes_max;
         let state = self.state.snapshot();
@@ -406,6 +433,16 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
     }
 }
 
+fn not_taken(why: NotTaken, waiting: usize) -> Error {
+    match why {
+        NotTaken::NotLeader { leader } => Error::NotLeader { leader },
+        NotTaken::Full => Error::Overloaded { what: "proposals", limit: waiting },
+        NotTaken::Changing => Error::Changing,
+        NotTaken::NotVoter(id) => Error::NotVoter { id },
+        NotTaken::Impossible(detail) => Error::Impossible { detail },
+    }
+}
+
 fn observe(node: &Node, applied: u64, syncs: u64, refused: u64) -> Status {
     Status {
         id: node.id(),
@@ -419,5 +456,7 @@ fn observe(node: &Node, applied: u64, syncs: u64, refused: u64) -> Status {
         snapshot: node.snapshot_index(),
         syncs,
         refused,
+        members: node.members(),
+        progress: node.progress(),
     }
 }

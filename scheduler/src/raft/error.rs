@@ -21,6 +21,17 @@ pub enum Error {
     Overloaded { what: &'static str, limit: usize },
     #[error("an entry has 1 to {max} bytes, this one has {len}; split it")]
     EntryBytes { len: usize, max: usize },
+    #[error("another change of the schedulers is not through yet; ask again in a moment")]
+    Changing,
+    #[error("these schedulers can not be changed so: {detail}; `lattice schedulers list` shows what there is")]
+    Impossible { detail: String },
+    #[error("scheduler {id} can not take over: it is not another voter; `lattice schedulers list` shows their roles")]
+    NotVoter { id: u64 },
+    #[error(
+        "data directory {dir} has lost the log of member {id}, which may have voted: remove that member with \
+         `lattice schedulers remove {id}`, then start this scheduler with an empty --data, --join and a new token"
+    )]
+    LostLog { dir: PathBuf, id: u64 },
     #[error("the replicated log has stopped; start the scheduler again (its log says why it ended)")]
     Stopped,
     #[error("raft configuration: {0}")]
@@ -60,6 +71,7 @@ impl Error {
                 | Self::Uncertain { .. }
                 | Self::Unconfirmed
                 | Self::Overloaded { .. }
+                | Self::Changing
         )
     }
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::Error;
+use super::members::{Change, Members};
 use super::node::Role;
 
 /// Messages of other members that may wait; beyond, they are dropped as a network would.
@@ -39,11 +40,17 @@ pub struct Status {
     pub syncs: u64,
     /// Messages of other members that were refused since the start.
     pub refused: u64,
+    /// Who takes part, as of what is applied here.
+    pub members: Members,
+    /// While this member leads: (id, log index up to which that member has everything).
+    pub progress: Vec<(u64, u64)>,
 }
 
 /// A question to the loop.
 pub(super) enum Event {
     Propose { data: Vec<u8>, answer: oneshot::Sender<Result<Applied, Error>>, permit: OwnedSemaphorePermit },
+    Change { changes: Vec<Change>, answer: oneshot::Sender<Result<Applied, Error>>, permit: OwnedSemaphorePermit },
+    Transfer { to: u64, answer: oneshot::Sender<Result<(), Error>> },
     Read { answer: oneshot::Sender<Result<u64, Error>>, permit: OwnedSemaphorePermit },
     Step { message: Vec<u8>, permit: OwnedSemaphorePermit },
     Unreachable { member: u64 },
@@ -57,6 +64,7 @@ pub struct Handle {
     proposals: Arc<Semaphore>,
     reads: Arc<Semaphore>,
     steps: Arc<Semaphore>,
+    log_id: Arc<str>,
     proposals_max: usize,
     entry_bytes_max: usize,
 }
@@ -76,6 +84,32 @@ impl Handle {
         let (answer, answered) = oneshot::channel();
         self.ask(Event::Propose { data, answer, permit }, overloaded)?;
         answered.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Changes the members at the leader; resolves when the change is committed and applied here. A joint change is left
+    /// by itself a little later. No changes: ends a joint change that was not.
+    pub async fn change(&self, changes: Vec<Change>) -> Result<Applied, Error> {
+        let overloaded = Error::Overloaded { what: "proposals", limit: self.proposals_max };
+        let Ok(permit) = self.proposals.clone().try_acquire_owned() else {
+            return Err(overloaded);
+        };
+        let (answer, answered) = oneshot::channel();
+        self.ask(Event::Change { changes, answer, permit }, overloaded)?;
+        answered.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Begins to hand leadership over to another voter; `status` shows when that leads. It may fail: then this member
+    /// leads on after an election timeout.
+    pub async fn transfer(&self, to: u64) -> Result<(), Error> {
+        let (answer, answered) = oneshot::channel();
+        let overloaded = Error::Overloaded { what: "proposals", limit: self.proposals_max };
+        self.ask(Event::Transfer { to, answer }, overloaded)?;
+        answered.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// The name of this very log, which no other log has.
+    pub fn log_id(&self) -> &str {
+        &self.log_id
     }
 
     /// A linearizable barrier: resolves with a log index that is applied here and covers every entry acknowledged by
@@ -138,6 +172,7 @@ impl Handle {
 /// The two ends: what others hold, and what the loop receives from.
 pub(super) fn channel(
     status: watch::Receiver<Status>,
+    log_id: String,
     proposals_max: usize,
     entry_bytes_max: usize,
 ) -> (Handle, std::sync::mpsc::Receiver<Event>) {
@@ -149,6 +184,7 @@ pub(super) fn channel(
         proposals: Arc::new(Semaphore::new(proposals_max)),
         reads: Arc::new(Semaphore::new(proposals_max)),
         steps: Arc::new(Semaphore::new(STEPS_MAX)),
+        log_id: log_id.into(),
         proposals_max,
         entry_bytes_max,
     };

@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
+use super::members::Members;
+
 /// What an entry costs besides its data, roughly: keys, checksums, lengths.
 const ENTRY_OVERHEAD_BYTES: u64 = 48;
 
@@ -27,8 +29,10 @@ pub(super) struct Log {
     bytes: u64,
     /// Index and term of the snapshot on disk.
     snapshot: Position,
-    /// Set when a member needs the snapshot, until it is offered.
-    wanted: Cell<bool>,
+    /// The members that it names.
+    snapshot_conf: ConfState,
+    /// The member that needs the snapshot, until it is offered.
+    wanted: Cell<Option<u64>>,
     offered: Option<Snapshot>,
 }
 
@@ -43,7 +47,8 @@ impl Log {
     ) -> Self {
         let bytes = entries.iter().map(cost).sum();
         let entries = entries.into();
-        Self { hard, conf, start, entries, bytes, snapshot, wanted: Cell::new(false), offered: None }
+        let snapshot_conf = conf.clone();
+        Self { hard, conf, start, entries, bytes, snapshot, snapshot_conf, wanted: Cell::new(None), offered: None }
     }
 
     /// Takes entries over, in place of any with the same or a later index.
@@ -63,6 +68,7 @@ impl Log {
         self.snapshot = Position { term: meta.term, index: meta.index };
         self.start = self.snapshot;
         self.conf = meta.get_conf_state().clone();
+        self.snapshot_conf = self.conf.clone();
         self.entries.clear();
         self.bytes = 0;
         self.offered = None;
@@ -72,6 +78,7 @@ impl Log {
     pub(super) fn truncate(&mut self, snapshot: Position, start: Position) {
         assert!(start.index <= snapshot.index && snapshot.index <= self.last(), "only what a snapshot covers can go");
         self.snapshot = snapshot;
+        self.snapshot_conf = self.conf.clone();
         while self.entries.front().is_some_and(|entry| entry.index <= start.index) {
             let gone = self.entries.pop_front().expect("looked at just now");
             self.bytes -= cost(&gone);
@@ -96,6 +103,11 @@ impl Log {
         &self.conf
     }
 
+    /// The members as of what is applied.
+    pub(super) fn set_conf(&mut self, conf: ConfState) {
+        self.conf = conf;
+    }
+
     pub(super) fn snapshot_position(&self) -> Position {
         self.snapshot
     }
@@ -109,11 +121,16 @@ impl Log {
     }
 
     pub(super) fn snapshot_wanted(&self) -> bool {
-        self.wanted.get()
+        self.wanted.get().is_some()
+    }
+
+    /// Whether the stored snapshot is older than the membership of who needs it, who would not take it.
+    pub(super) fn snapshot_is_strange(&self) -> bool {
+        self.wanted.get().is_some_and(|id| !Members::of(&self.snapshot_conf).contains(id))
     }
 
     pub(super) fn offer(&mut self, snapshot: Snapshot) {
-        self.wanted.set(false);
+        self.wanted.set(None);
         self.offered = Some(snapshot);
     }
 
@@ -185,15 +202,21 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         match &self.offered {
-            Some(snapshot) if snapshot.get_metadata().index >= request_index => Ok(snapshot.clone()),
+            Some(snapshot) if snapshot.get_metadata().index >= request_index && names(snapshot, to) => {
+                Ok(snapshot.clone())
+            }
             _ => {
-                self.wanted.set(true);
+                self.wanted.set(Some(to));
                 Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
             }
         }
     }
+}
+
+fn names(snapshot: &Snapshot, id: u64) -> bool {
+    Members::of(snapshot.get_metadata().get_conf_state()).contains(id)
 }
 
 fn cost(entry: &Entry) -> u64 {

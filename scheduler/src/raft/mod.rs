@@ -3,16 +3,18 @@
 //! type of the consensus library out of this folder.
 //!
 //! Reading order: this file (the seam), `handle` (what the rest of the scheduler holds), `drive` (the one loop),
-//! `node` (the machine without IO), `log` (its memory), `wire` (what members say to each other), `storage` (records on
-//! disk), `disk` (sled, and the one place that makes bytes durable).
+//! `node` (the machine without IO), `members` (who takes part), `timeout`, `log` (its memory), `wire` (what members say
+//! to each other), `storage` (records on disk), `disk` (sled, and the one place that makes bytes durable).
 
 mod disk;
 mod drive;
 mod error;
 mod handle;
 mod log;
+mod members;
 pub mod node;
 mod storage;
+mod timeout;
 mod wire;
 
 #[cfg(test)]
@@ -22,6 +24,7 @@ use std::path::PathBuf;
 
 pub use error::Error;
 pub use handle::{Applied, Handle, Status};
+pub use members::{Change, Members};
 pub use node::Role;
 
 /// What the log drives. `apply` must be deterministic: same entries, same state, same answers, on every member.
@@ -54,8 +57,13 @@ impl Transport for Alone {
 pub struct Config {
     /// Of this member, never 0 and never given to another one: a member that lost its disk comes back under a new id.
     pub id: u64,
-    /// Members of a brand-new cluster, this one included. Ignored when `dir` holds a log already.
+    /// Members of a brand-new cluster, this one included; none: it is taken in by one that exists, whose leader sends
+    /// everything. Ignored when `dir` holds a log already.
     pub voters: Vec<u64>,
+    /// Name of the log if one is made now: of this one and of no other, ever.
+    pub log_id: String,
+    /// Whether a log may be made when `dir` has none. A member that once had one must not begin anew under its id.
+    pub may_begin: bool,
     /// Where the log lives; made if missing.
     pub dir: PathBuf,
     pub tick_ms: u64,
@@ -77,6 +85,8 @@ impl Config {
         Self {
             id,
             voters: vec![id],
+            log_id: String::new(),
+            may_begin: true,
             dir: dir.into(),
             tick_ms: 100,
             election_ticks: 10,
@@ -93,13 +103,13 @@ impl Config {
         if self.id == 0 {
             return wrong("id is 0; member ids begin at 1".into());
         }
-        if !self.voters.contains(&self.id) {
+        if !self.voters.is_empty() && !self.voters.contains(&self.id) {
             return wrong(format!("member {} is not among voters {:?}; add it", self.id, self.voters));
         }
         let mut voters = self.voters.clone();
         voters.sort_unstable();
         voters.dedup();
-        if voters.len() != self.voters.len() || voters.first() == Some(&0) {
+        if voters.len() != self.voters.len() || voters.contains(&0) {
             return wrong(format!("voters {:?} must be distinct and not 0", self.voters));
         }
         if self.tick_ms == 0 || self.heartbeat_ticks == 0 || self.election_ticks <= self.heartbeat_ticks {

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proto::v1::{RaftEntry, RaftHardState, RaftSnapshotMeta};
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, RawNode, ReadOnlyOption, ReadState, Ready, SnapshotStatus, StateRole};
 
 use super::log::{Log, Position};
-use super::wire;
+use super::members::{self, Change, Members};
 pub use super::wire::Refused;
+use super::{timeout, wire};
 
 /// No entry is larger, whatever the configuration.
 pub const ENTRY_BYTES_LIMIT: usize = 16 << 20;
@@ -92,6 +93,9 @@ pub struct Committed {
     pub term: u64,
     pub index: u64,
     pub data: Bytes,
+    /// It changes the members: `apply_change` takes it, not the state machine, and not before the disk knows that it is
+    /// committed. A member that forgot that would take itself for one of the old configuration, and might elect itself.
+    pub change: bool,
 }
 
 /// A quorum confirmed the read round `round`: what is applied up to `index` is fresh for it.
@@ -110,13 +114,19 @@ pub enum Role {
 }
 
 /// Why a proposal was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotTaken {
     NotLeader {
         leader: Option<u64>,
     },
     /// Too many bytes wait for their commit.
     Full,
+    /// Another change of the members is not through yet.
+    Changing,
+    /// Not a voter, or the leader itself.
+    NotVoter(u64),
+    /// A change that leaves no voter, say.
+    Impossible(String),
 }
 
 pub struct Node {
@@ -132,7 +142,10 @@ pub struct Node {
 impl Node {
     pub fn new(settings: Settings, start: Start) -> Result<Self, String> {
         let conf = start.snapshot.conf.as_ref().ok_or("the snapshot names no members")?;
-        wire::check_conf(conf)?;
+        // A member that was just taken in knows nobody yet: the leader's snapshot tells it.
+        if start.snapshot.index > 0 {
+            wire::check_conf(conf)?;
+        }
         let snapshot = Position { term: start.snapshot.term, index: start.snapshot.index };
         let log_start = Position { term: start.log_start.0, index: start.log_start.1 };
         let entries = start.entries.into_iter().map(wire::entry_in).collect();
@@ -205,8 +218,64 @@ impl Node {
         if self.raw.raft.state != StateRole::Leader {
             return Err(NotTaken::NotLeader { leader: self.leader() });
         }
+        if self.raw.raft.lead_transferee.is_some() {
+            return Err(NotTaken::NotLeader { leader: None });
+        }
         self.raw.propose(Vec::new(), data).map_err(|_| NotTaken::Full)?;
         Ok((self.raw.raft.term, self.raw.raft.raft_log.last_index()))
+    }
+
+    /// Appends a change of the members at the leader, as `propose` does; none of them ends a change that is half done.
+    pub fn propose_change(&mut self, changes: &[Change]) -> Result<(u64, u64), NotTaken> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader || raft.lead_transferee.is_some() {
+            return Err(NotTaken::NotLeader { leader: self.leader().filter(|id| *id != self.settings.id) });
+        }
+        // The machine would append an entry without effect in its place.
+        if raft.has_pending_conf() || self.members().is_joint() != changes.is_empty() {
+            return Err(NotTaken::Changing);
+        }
+        let change = members::change(changes);
+        // What can not be applied must not get into the log: every member would end on it.
+        members::rehearse(self.raw.raft.prs(), &change).map_err(NotTaken::Impossible)?;
+        self.raw.propose_conf_change(Vec::new(), change).map_err(|_| NotTaken::Full)?;
+        Ok((self.raw.raft.term, self.raw.raft.raft_log.last_index()))
+    }
+
+    /// Takes over the members that a committed entry makes.
+    pub fn apply_change(&mut self, entry: &Committed) -> Result<(), String> {
+        let change = members::decode(&entry.data)?;
+        let conf = self.raw.apply_conf_change(&change).map_err(|error| error.to_string())?;
+        self.raw.mut_store().set_conf(conf);
+        Ok(())
+    }
+
+    /// Hands leadership over to another voter, as soon as it has all entries. It may fail: nothing is proposed meanwhile,
+    /// and after an election timeout this member goes on leading.
+    pub fn transfer(&mut self, to: u64) -> Result<(), NotTaken> {
+        if self.raw.raft.state != StateRole::Leader {
+            return Err(NotTaken::NotLeader { leader: self.leader() });
+        }
+        if to == self.settings.id || !self.members().is_voter(to) {
+            return Err(NotTaken::NotVoter(to));
+        }
+        self.raw.transfer_leader(to);
+        Ok(())
+    }
+
+    /// Who takes part, as of what is applied here.
+    pub fn members(&self) -> Members {
+        Members::of(self.raw.store().conf())
+    }
+
+    /// What the leader knows of each member: (id, log index up to which it has everything). Empty elsewhere.
+    pub fn progress(&self) -> Vec<(u64, u64)> {
+        if self.raw.raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let mut all: Vec<(u64, u64)> = self.raw.raft.prs().iter().map(|(id, peer)| (*id, peer.matched)).collect();
+        all.sort_unstable();
+        all
     }
 
     /// Begins a read round and returns its number. `None`: nobody could confirm it now, as no leader is known, or this
@@ -280,6 +349,11 @@ impl Node {
         self.raw.store().snapshot_wanted()
     }
 
+    /// Whether the stored snapshot would not be taken by who needs it: store a new one first.
+    pub fn snapshot_is_strange(&self) -> bool {
+        self.raw.store().snapshot_is_strange()
+    }
+
     /// The stored snapshot, to be sent to who needs it. `meta` is that of the last `truncate`, `Installed` or `Start`.
     pub fn offer_snapshot(&mut self, meta: &RaftSnapshotMeta, data: Vec<u8>) {
         self.raw.mut_store().offer(wire::snapshot_in(meta, data));
@@ -297,7 +371,8 @@ impl Node {
     pub fn truncation(&self, meta: &RaftSnapshotMeta, keep_bytes: u64) -> (u64, u64) {
         let log = self.raw.store();
         let snapshot = Position { term: meta.term, index: meta.index };
-        let alone = log.conf().voters.len() + log.conf().learners.len() == 1;
+        let conf = log.conf();
+        let alone = conf.voters.len() + conf.learners.len() + conf.voters_outgoing.len() == 1;
         let start = if alone { snapshot } else { log.start_keeping(keep_bytes, snapshot) };
         (start.term, start.index)
     }
@@ -352,7 +427,8 @@ impl Node {
 
     /// Whether this member is the only one.
     pub fn is_alone(&self) -> bool {
-        self.raw.store().conf().voters == [self.settings.id]
+        let conf = self.raw.store().conf();
+        conf.voters == [self.settings.id] && conf.voters_outgoing.is_empty()
     }
 
     fn outgoing(&mut self, messages: Vec<Message>) -> Result<Vec<Outgoing>, String> {
@@ -400,24 +476,18 @@ impl Node {
     /// The machine draws its election timeout from the thread's own randomness whenever it starts over. In its place
     /// goes one that only depends on the seed, the start, the term and how often this member campaigned.
     fn set_timeout(&mut self) {
-        let mut mixed = 0;
-        for number in [self.settings.seed, self.settings.id, self.settings.boots, self.raw.raft.term, self.campaigns] {
-            mixed = mix(mixed ^ number);
-        }
-        let base = self.settings.election_ticks;
-        let extra = usize::try_from(mixed % base as u64).expect("below a usize");
-        self.raw.raft.set_randomized_election_timeout(base + extra);
+        let Settings { seed, id, boots, election_ticks, .. } = self.settings;
+        let drawn = timeout::draw(election_ticks, &[seed, id, boots, self.raw.raft.term, self.campaigns]);
+        self.raw.raft.set_randomized_election_timeout(drawn);
     }
 }
 
 fn committed(entries: Vec<Entry>) -> Vec<Committed> {
-    entries.into_iter().map(|entry| Committed { term: entry.term, index: entry.index, data: entry.data }).collect()
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): one step, as a hash.
-fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    let committed = |entry: Entry| Committed {
+        term: entry.term,
+        index: entry.index,
+        change: entry.get_entry_type() == EntryType::EntryConfChangeV2,
+        data: entry.data,
+    };
+    entries.into_iter().map(committed).collect()
 }

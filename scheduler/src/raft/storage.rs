@@ -28,6 +28,8 @@ const PART_BYTES: usize = VALUE_BYTES_MAX - CRC_BYTES - 4;
 const BATCH_PARTS: usize = 256;
 /// The first entry of every cluster is its list of members, which only exists as a snapshot.
 const GENESIS: (u64, u64) = (1, 1);
+/// Where a member stands that was taken in and heard nothing yet: it needs a snapshot, whatever the others have.
+const NOTHING: (u64, u64) = (0, 0);
 
 /// What was found on disk.
 #[derive(Debug)]
@@ -37,6 +39,17 @@ pub(super) struct Opened {
     /// Made just now: `state` is what was passed in.
     pub(super) fresh: bool,
     pub(super) boots: u64,
+    /// Name of this very log.
+    pub(super) log_id: String,
+}
+
+/// What a log that is made now begins with.
+pub(super) struct Begin<'a> {
+    /// None: the leader of those who have a log already sends everything.
+    pub(super) voters: &'a [u64],
+    pub(super) log_id: &'a str,
+    /// Whether one may be made at all.
+    pub(super) may_begin: bool,
 }
 
 pub(super) struct Store<D> {
@@ -51,16 +64,17 @@ pub(super) struct Store<D> {
 }
 
 impl<D: Disk> Store<D> {
-    /// Reads everything, or begins a log for `voters` whose state is that of `fresh`.
+    /// Reads everything, or begins a log whose state is that of `fresh`.
     pub(super) fn open(
         mut disk: D,
         dir: &Path,
         id: u64,
-        voters: &[u64],
+        begin: &Begin<'_>,
         fresh: impl FnOnce() -> Vec<u8>,
     ) -> Result<(Self, Opened), Error> {
         let mut store = match read::<RaftMember, D>(&disk, MEMBER)? {
-            None => return Self::begin(disk, id, voters, fresh()),
+            None if !begin.may_begin => return Err(Error::LostLog { dir: dir.to_path_buf(), id }),
+            None => return Self::begin(disk, id, begin, fresh()),
             Some(mut member) => {
                 if member.format != FORMAT {
                     return Err(Error::Format { dir: dir.to_path_buf(), found: member.format, known: FORMAT });
@@ -69,9 +83,12 @@ impl<D: Disk> Store<D> {
                     return Err(Error::Foreign { dir: dir.to_path_buf(), owner: member.id, id });
                 }
                 member.boots += 1;
+                if member.log_id.is_empty() {
+                    member.log_id = begin.log_id.to_owned();
+                }
                 disk.write(vec![put(MEMBER.to_vec(), &member.encode_to_vec())])?;
                 disk.sync()?;
-                Opening { disk, boots: member.boots }
+                Opening { disk, boots: member.boots, log_id: member.log_id }
             }
         };
         let hard: RaftHardState = store.must(HARD)?;
@@ -84,7 +101,7 @@ impl<D: Disk> Store<D> {
         store.drop_unfinished(meta.index)?;
 
         let last = log_start.index + entries.len() as u64;
-        let boots = store.boots;
+        let (boots, log_id) = (store.boots, std::mem::take(&mut store.log_id));
         let this = Self {
             disk: store.disk,
             hard,
@@ -95,19 +112,21 @@ impl<D: Disk> Store<D> {
             syncs: 0,
         };
         let start = Start { hard, snapshot: meta, log_start: (log_start.term, log_start.index), entries };
-        Ok((this, Opened { start, state, fresh: false, boots }))
+        Ok((this, Opened { start, state, fresh: false, boots, log_id }))
     }
 
-    fn begin(disk: D, id: u64, voters: &[u64], state: Vec<u8>) -> Result<(Self, Opened), Error> {
-        let (term, index) = GENESIS;
-        let mut voters = voters.to_vec();
+    fn begin(disk: D, id: u64, begin: &Begin<'_>, state: Vec<u8>) -> Result<(Self, Opened), Error> {
+        let genesis = if begin.voters.is_empty() { NOTHING } else { GENESIS };
+        let (term, index) = genesis;
+        let mut voters = begin.voters.to_vec();
         voters.sort_unstable();
         let conf = RaftConfState { voters, ..RaftConfState::default() };
         let meta = RaftSnapshotMeta { index, term, conf: Some(conf) };
         let hard = RaftHardState { term, vote: 0, commit: index };
         let mut store =
             Self { disk, hard, snapshot: meta.clone(), log_start: index, last: index, dusty: false, syncs: 0 };
-        let member = RaftMember { format: FORMAT, id, boots: 1 };
+        let log_id = begin.log_id.to_owned();
+        let member = RaftMember { format: FORMAT, id, boots: 1, log_id: log_id.clone() };
         let record = store.write_parts(&meta, &state)?;
         store.disk.write(vec![
             put(MEMBER.to_vec(), &member.encode_to_vec()),
@@ -116,8 +135,8 @@ impl<D: Disk> Store<D> {
             put(LOG_START.to_vec(), &RaftLogStart { index, term }.encode_to_vec()),
         ])?;
         store.sync()?;
-        let start = Start { hard, snapshot: meta, log_start: GENESIS, entries: Vec::new() };
-        Ok((store, Opened { start, state, fresh: true, boots: 1 }))
+        let start = Start { hard, snapshot: meta, log_start: genesis, entries: Vec::new() };
+        Ok((store, Opened { start, state, fresh: true, boots: 1, log_id }))
     }
 
     /// Writes one piece of work in one batch, durable on return if it had to be. A commit index alone is not written: it
@@ -159,6 +178,15 @@ impl<D: Disk> Store<D> {
         }
         changes.push(put(HARD.to_vec(), &self.hard.encode_to_vec()));
         self.disk.write(changes)?;
+        self.sync()
+    }
+
+    /// The disk knows, durably on return, that everything up to `index` is committed.
+    pub(super) fn commit(&mut self, index: u64) -> Result<(), Error> {
+        if self.hard.commit < index {
+            self.hard.commit = index;
+        }
+        self.disk.write(vec![put(HARD.to_vec(), &self.hard.encode_to_vec())])?;
         self.sync()
     }
 
@@ -239,6 +267,7 @@ impl<D: Disk> Store<D> {
 struct Opening<D> {
     disk: D,
     boots: u64,
+    log_id: String,
 }
 
 impl<D: Disk> Opening<D> {
@@ -273,9 +302,10 @@ impl<D: Disk> Opening<D> {
                 return Ok(());
             }
             let entry = RaftEntry::decode(body.as_slice()).map_err(|error| damaged(disk, found, &error.to_string()))?;
-            if entry.index != index || entry.kind != 0 {
+            if entry.index != index {
                 return Err(damaged(disk, found, "holds an entry that does not belong there"));
             }
+            wire::check_kind(&entry).map_err(|detail| damaged(disk, found, &format!("holds {detail}")))?;
             entries.push(entry);
             Ok(())
         })?;
@@ -297,7 +327,7 @@ impl<D: Disk> Opening<D> {
     ) -> Result<(), Error> {
         let last = start.index + entries.len() as u64;
         let wrong = |key: &[u8], detail: String| Err(damaged(&self.disk, key, &detail));
-        if start.index > meta.index || meta.index > last || meta.index == 0 {
+        if start.index > meta.index || meta.index > last {
             return wrong(
                 SNAPSHOT,
                 format!("is at index {}, the log goes from {} to {last}", meta.index, start.index + 1),
@@ -319,7 +349,8 @@ impl<D: Disk> Opening<D> {
         if term > hard.term {
             return wrong(HARD, format!("term {} is before term {term} of the log", hard.term));
         }
-        match meta.conf.as_ref().map(wire::check_conf) {
+        match meta.conf.as_ref().map(wire::check_conf).filter(|_| meta.index > 0) {
+            None if meta.index == 0 && last == 0 => Ok(()),
             Some(Ok(())) => Ok(()),
             Some(Err(detail)) => wrong(SNAPSHOT, format!("names {detail}")),
             None => wrong(SNAPSHOT, "names no members".to_owned()),

@@ -6,9 +6,13 @@ use prost::Message as _;
 use proto::v1::{self, RaftMessageKind as Kind};
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot, SnapshotMetadata};
 
+use super::members::{self, Members};
+
 /// No log reaches this term or index; arithmetic on anything below can not overflow.
 const NUMBER_MAX: u64 = 1 << 56;
 const CONTEXT_BYTES_MAX: usize = 64;
+/// Of an entry that changes the members.
+const KIND_CHANGE: u32 = 2;
 
 /// Why a message was dropped.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +21,7 @@ pub enum Refused {
     Garbage,
     #[error("meant for member {0}; check which member the sender's address belongs to")]
     Misaddressed(u64),
-    #[error("from {0}, which is no member; remove it or add it to the voters")]
+    #[error("from {0}, which is no member; it was removed, or this member is behind and will learn of it")]
     Stranger(u64),
     #[error("impossible: {0}; the sender is faulty or lost its log: let it rejoin under a new id")]
     Impossible(&'static str),
@@ -70,7 +74,15 @@ pub(super) fn decode(bytes: &[u8], facts: &Facts<'_>) -> Result<Message, Refused
     if message.to != facts.id {
         return Err(Refused::Misaddressed(message.to));
     }
-    if message.from == facts.id || !is_member(facts.conf, message.from) {
+    // A member that is behind may not know the one that leads now. Who may speak at all is the transport's business.
+    let answers = matches!(
+        kind,
+        MessageType::MsgAppendResponse
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVoteResponse
+            | MessageType::MsgHeartbeatResponse
+    );
+    if message.from == facts.id || message.from == 0 || (answers && !is_member(facts.conf, message.from)) {
         return Err(Refused::Stranger(message.from));
     }
     check(kind, &message, facts)?;
@@ -114,7 +126,8 @@ fn check(kind: MessageType, m: &v1::RaftMessage, facts: &Facts<'_>) -> Result<()
         return refuse("a snapshot where none belongs, or none where one does");
     }
     let carries_context = matches!(kind, MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse);
-    if m.context.len() > CONTEXT_BYTES_MAX || (!carries_context && !m.context.is_empty()) {
+    let forced = kind == MessageType::MsgRequestVote && m.context == raft::CAMPAIGN_TRANSFER;
+    if m.context.len() > CONTEXT_BYTES_MAX || (!carries_context && !forced && !m.context.is_empty()) {
         return refuse("a context where none belongs, or one too long");
     }
     match kind {
@@ -149,12 +162,19 @@ fn check_append(m: &v1::RaftMessage) -> Result<(), Refused> {
         if entry.index != index || entry.term < term || entry.term > m.term {
             return Err(Refused::Impossible("entries out of order"));
         }
-        if entry.kind != 0 {
-            return Err(Refused::Impossible("an entry of a kind that this version does not write"));
-        }
+        check_kind(entry).map_err(Refused::Impossible)?;
         term = entry.term;
     }
     Ok(())
+}
+
+/// Writes and changes of members that can be carried out; nothing else is in a log.
+pub(super) fn check_kind(entry: &v1::RaftEntry) -> Result<(), &'static str> {
+    match entry.kind {
+        0 => Ok(()),
+        KIND_CHANGE => members::decode(&entry.data).map(drop),
+        _ => Err("an entry of a kind that this version does not write"),
+    }
 }
 
 fn check_snapshot(m: &v1::RaftMessage, facts: &Facts<'_>) -> Result<(), Refused> {
@@ -167,32 +187,45 @@ fn check_snapshot(m: &v1::RaftMessage, facts: &Facts<'_>) -> Result<(), Refused>
         return refuse("a snapshot at a position that no log has");
     }
     check_conf(conf).map_err(Refused::Impossible)?;
-    if !conf.voters.contains(&facts.id) && !conf.learners.contains(&facts.id) {
+    if ![&conf.voters, &conf.learners, &conf.voters_outgoing].iter().any(|ids| ids.contains(&facts.id)) {
         return refuse("a snapshot of a cluster that this member is not in");
     }
     Ok(())
 }
 
-/// Members that the machine accepts: some voters, each id once, no change of members under way.
+/// Members that the machine accepts: some voters, nobody both voter and learner, and a change under way that it could
+/// have made itself.
 pub(super) fn check_conf(conf: &v1::RaftConfState) -> Result<(), &'static str> {
-    if conf.voters.is_empty() || !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty() || conf.auto_leave {
-        return Err("no voters, or a change of members under way");
+    if conf.voters.is_empty() {
+        return Err("no voters");
     }
-    let mut ids: Vec<u64> = conf.voters.iter().chain(&conf.learners).copied().collect();
-    let count = ids.len();
-    ids.sort_unstable();
-    ids.dedup();
-    if ids.len() != count || ids.first() == Some(&0) {
-        return Err("a member twice, or one with id 0");
+    for ids in [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next] {
+        let mut ids = ids.clone();
+        let count = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        if ids.len() != count || ids.first() == Some(&0) {
+            return Err("a member twice, or one with id 0");
+        }
+    }
+    let votes = |id: &u64| conf.voters.contains(id) || conf.voters_outgoing.contains(id);
+    if conf.learners.iter().any(votes) {
+        return Err("a member that both votes and learns");
+    }
+    if conf.learners_next.iter().any(|id| !conf.voters_outgoing.contains(id) || conf.voters.contains(id)) {
+        return Err("a member that shall learn and did not vote");
+    }
+    if conf.auto_leave && conf.voters_outgoing.is_empty() {
+        return Err("the end of a change that was not begun");
     }
     Ok(())
 }
 
 fn is_member(conf: &ConfState, id: u64) -> bool {
-    conf.voters.contains(&id) || conf.learners.contains(&id)
+    Members::of(conf).contains(id)
 }
 
-const KINDS: [(MessageType, Kind); 11] = [
+const KINDS: [(MessageType, Kind); 12] = [
     (MessageType::MsgAppend, Kind::Append),
     (MessageType::MsgAppendResponse, Kind::AppendResponse),
     (MessageType::MsgRequestVote, Kind::Vote),
@@ -204,6 +237,7 @@ const KINDS: [(MessageType, Kind); 11] = [
     (MessageType::MsgHeartbeatResponse, Kind::HeartbeatResponse),
     (MessageType::MsgReadIndex, Kind::Read),
     (MessageType::MsgReadIndexResp, Kind::ReadResponse),
+    (MessageType::MsgTimeoutNow, Kind::TimeoutNow),
 ];
 
 fn kind_of(kind: MessageType) -> Option<Kind> {
@@ -218,16 +252,20 @@ pub(super) fn entry_out(entry: &Entry) -> v1::RaftEntry {
     let kind = match entry.get_entry_type() {
         EntryType::EntryNormal => 0,
         EntryType::EntryConfChange => 1,
-        EntryType::EntryConfChangeV2 => 2,
+        EntryType::EntryConfChangeV2 => KIND_CHANGE,
     };
     let (data, context) = (entry.data.to_vec(), entry.context.to_vec());
     v1::RaftEntry { term: entry.term, index: entry.index, kind, data, context }
 }
 
-/// Entries are normal ones: other kinds are refused on the wire and at open.
+/// Kinds that are not known are refused before, on the wire and at open.
 pub(super) fn entry_in(entry: v1::RaftEntry) -> Entry {
     let (data, context) = (entry.data.into(), entry.context.into());
-    Entry { term: entry.term, index: entry.index, data, context, ..Entry::default() }
+    let mut out = Entry { term: entry.term, index: entry.index, data, context, ..Entry::default() };
+    if entry.kind == KIND_CHANGE {
+        out.set_entry_type(EntryType::EntryConfChangeV2);
+    }
+    out
 }
 
 pub(super) fn hard_out(hard: &HardState) -> v1::RaftHardState {
@@ -242,6 +280,9 @@ pub(super) fn conf_in(conf: &v1::RaftConfState) -> ConfState {
     let mut out = ConfState::default();
     out.voters.clone_from(&conf.voters);
     out.learners.clone_from(&conf.learners);
+    out.voters_outgoing.clone_from(&conf.voters_outgoing);
+    out.learners_next.clone_from(&conf.learners_next);
+    out.auto_leave = conf.auto_leave;
     out
 }
 

@@ -11,23 +11,23 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Why a command changed nothing.
-struct Refused {
+pub(super) struct Refused {
     code: &'static str,
     error: String,
 }
 
-type Result<T> = std::result::Result<T, Refused>;
+pub(super) type Result<T> = std::result::Result<T, Refused>;
 
-fn refuse<T>(code: &'static str, error: impl Into<String>) -> Result<T> {
+pub(super) fn refuse<T>(code: &'static str, error: impl Into<String>) -> Result<T> {
     Err(Refused { code, error: error.into() })
 }
 
 /// What one command did.
 #[derive(Default)]
-struct Done {
-    change: &'static str,
-    version: u64,
-    revision: u64,
+pub(super) struct Done {
+    pub(super) change: &'static str,
+    pub(super) version: u64,
+    pub(super) revision: u64,
 }
 
 impl State {
@@ -84,6 +84,11 @@ impl State {
             Some(What::MarkReturned(c)) => self.mark_lost(index, now_ms, &c.host, false, touched),
             Some(What::ForgetHost(c)) => self.forget_host(index, &c.host, touched),
             Some(What::CommitPlan(c)) => self.commit_plan(index, c, touched),
+            Some(What::SetMember(c)) => self.set_member(c),
+            Some(What::AddMember(c)) => self.add_member(now_ms, c),
+            Some(What::PromoteMember(c)) => self.promote_member(c.id),
+            Some(What::RemoveMember(c)) => self.remove_member(c.id),
+            Some(What::IssueToken(c)) => self.issue_token(now_ms, c),
             None => refuse("invalid", "a command of a kind this build does not know: update it"),
         };
         let outcome = outcome(done);

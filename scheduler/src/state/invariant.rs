@@ -37,6 +37,12 @@ fn check_bounds(state: &State, found: &mut Vec<String>) {
     if state.answered.len() != state.answered_order.len() {
         found.push("answers and their order differ in number".into());
     }
+    if state.members.len() > super::MEMBERS_MAX || state.tokens.len() > super::TOKENS_MAX {
+        found.push(format!("bounds: {} schedulers, {} join tokens", state.members.len(), state.tokens.len()));
+    }
+    if state.members.keys().any(|id| *id == 0 || *id >= state.next_member) {
+        found.push(format!("a scheduler has an id that was not given: the next one is {}", state.next_member));
+    }
     for (id, host) in &state.hosts {
         if host.generation > state.applied {
             found.push(format!("host {id} has generation {} beyond index {}", host.generation, state.applied));

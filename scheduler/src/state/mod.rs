@@ -3,12 +3,17 @@
 //! Pure: `State::apply` reads nothing but itself and the entry, so every member that applies the same log holds the
 //! same bytes. It never plans: it validates and stores a plan, or refuses one whose base has moved.
 //!
-//! Reading order: `State`, `apply` (one function per command), `snapshot`, `invariant`.
+//! Reading order: `State`, `apply` (one function per command), `member` (those about schedulers), `snapshot`,
+//! `invariant`.
 
 mod apply;
 pub mod invariant;
+mod member;
 mod snapshot;
 
+pub use member::{MEMBERS_MAX, Member, TOKEN_LIFE_MS_MAX, TOKENS_MAX, Wants};
+
+pub(crate) use member::{lost_log, removed};
 pub use snapshot::Corrupt;
 
 use proto::app::{App, HostId, Name};
@@ -42,6 +47,12 @@ pub struct State {
     pub placements: BTreeMap<(Name, Name), BTreeMap<HostId, Placed>>,
     /// Stateful provider -> the host that has its data: it is placed there again, or waits.
     pub homes: BTreeMap<(Name, Name), HostId>,
+    /// The schedulers: who they are and where they are reached. Who of them votes is the log's own business.
+    pub members: BTreeMap<u64, Member>,
+    /// The next scheduler that joins gets this id; 0: none made itself known yet.
+    pub next_member: u64,
+    /// Join tokens that are good: hash of the secret -> Unix time of their end, in ms.
+    tokens: BTreeMap<String, u64>,
     /// Host -> what is placed on it: the same facts by host, kept in step.
     by_host: BTreeMap<HostId, BTreeSet<(Name, Name)>>,
     answered: BTreeMap<String, pb::Outcome>,

@@ -60,6 +60,13 @@ impl State {
                     host: host.to_string(),
                 })
                 .collect(),
+            members: self.members.iter().map(|(id, member)| member.record(*id)).collect(),
+            next_member: self.next_member,
+            tokens: self
+                .tokens
+                .iter()
+                .map(|(hash, expires_ms)| pb::IssueToken { hash: hash.clone(), expires_ms: *expires_ms })
+                .collect(),
             retired: self
                 .retired
                 .iter()
@@ -113,6 +120,12 @@ impl State {
                 .map_err(|e| Corrupt(format!("answer to {}: {e}", answered.request_id)))?;
             state.remember(answered.request_id, outcome);
         }
+        state.next_member = snapshot.next_member;
+        for record in snapshot.members {
+            let (id, member) = super::Member::from_record(record).map_err(Corrupt)?;
+            state.members.insert(id, member);
+        }
+        state.tokens = snapshot.tokens.into_iter().map(|token| (token.hash, token.expires_ms)).collect();
         for retired in snapshot.retired {
             state.retire(noun(&retired.name)?, retired.revision);
         }

@@ -8,7 +8,7 @@ pub(crate) mod load;
 pub(crate) mod manifests;
 mod process;
 
-pub(crate) use broker::Broker;
+pub(crate) use broker::{Broker, NatsServer};
 pub(crate) use lattice::{Lattice, PROGRAM, clean};
 pub(crate) use process::Process;
 

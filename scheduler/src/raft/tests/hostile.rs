@@ -53,6 +53,14 @@ fn snapshot(index: u64, term: u64, voters: &[u64]) -> Option<RaftSnapshot> {
     Some(RaftSnapshot { meta: Some(RaftSnapshotMeta { index, term, conf: Some(conf) }), data: Vec::new() })
 }
 
+/// A snapshot with these voters, learners, and voters that shall learn.
+fn with(voters: &[u64], learners: &[u64], next: &[u64]) -> Option<RaftSnapshot> {
+    let mut snapshot = snapshot(9, 2, voters)?;
+    let conf = snapshot.meta.as_mut()?.conf.as_mut()?;
+    (conf.learners, conf.learners_next) = (learners.to_vec(), next.to_vec());
+    Some(snapshot)
+}
+
 #[test]
 fn each_impossible_message_is_refused() {
     let append = || RaftMessage { index: 1, log_term: 1, ..message(Kind::Append, 2) };
@@ -61,7 +69,7 @@ fn each_impossible_message_is_refused() {
         ("no kind", RaftMessage { kind: 0, ..append() }),
         ("to another", RaftMessage { to: 2, ..append() }),
         ("from itself", RaftMessage { from: 1, ..append() }),
-        ("from a stranger", RaftMessage { from: 9, ..append() }),
+        ("answer of a stranger", RaftMessage { from: 9, index: 1, ..message(Kind::AppendResponse, 2) }),
         ("from nobody", RaftMessage { from: 0, ..append() }),
         ("no term", RaftMessage { term: 0, ..append() }),
         ("absurd term", RaftMessage { term: u64::MAX, ..append() }),
@@ -69,12 +77,16 @@ fn each_impossible_message_is_refused() {
         ("gap", RaftMessage { entries: vec![entry(1, 3)], ..append() }),
         ("term of the future", RaftMessage { entries: vec![entry(3, 2)], ..append() }),
         ("falling terms", RaftMessage { entries: vec![entry(2, 2), entry(1, 3)], ..append() }),
-        ("members", RaftMessage { entries: vec![RaftEntry { kind: 1, ..entry(2, 2) }], ..append() }),
+        ("old kind of change", RaftMessage { entries: vec![RaftEntry { kind: 1, ..entry(2, 2) }], ..append() }),
+        ("no change of members", RaftMessage { entries: vec![RaftEntry { kind: 2, ..entry(2, 2) }], ..append() }),
+        ("voter that learns", RaftMessage { snapshot: with(&[1, 2], &[2], &[]), ..message(Kind::Snapshot, 2) }),
+        ("learner of nothing", RaftMessage { snapshot: with(&[1, 2], &[], &[3]), ..message(Kind::Snapshot, 2) }),
         ("absurd index", RaftMessage { index: u64::MAX, ..append() }),
         ("commit of what is not here", RaftMessage { commit: 2, ..message(Kind::Heartbeat, 2) }),
         ("heartbeat with entries", RaftMessage { entries: vec![entry(1, 1)], ..message(Kind::Heartbeat, 2) }),
         ("long context", RaftMessage { context: vec![0; 65], ..message(Kind::Heartbeat, 2) }),
-        ("forced vote", RaftMessage { context: b"CampaignTransfer".to_vec(), ..message(Kind::Vote, 2) }),
+        ("odd vote", RaftMessage { context: b"CampaignOften".to_vec(), ..message(Kind::Vote, 2) }),
+        ("forced heartbeat", RaftMessage { context: b"CampaignTransfer".to_vec(), ..message(Kind::PreVote, 2) }),
         ("no snapshot", message(Kind::Snapshot, 2)),
         ("snapshot of others", RaftMessage { snapshot: snapshot(9, 2, &[2, 3]), ..message(Kind::Snapshot, 2) }),
         ("snapshot of nobody", RaftMessage { snapshot: snapshot(9, 2, &[]), ..message(Kind::Snapshot, 2) }),
@@ -126,7 +138,7 @@ fn random(dice: &mut Dice, node: &Node) -> RaftMessage {
         1 => 0,
         _ => near(dice, number),
     };
-    let kind = i32::try_from(1 + dice.roll(11)).unwrap();
+    let kind = i32::try_from(1 + dice.roll(12)).unwrap();
     let reads = kind == i32::from(Kind::Read);
     let term = if reads { 0 } else { node.term() + dice.roll(3) };
     let index = number(dice, node.last_index());
@@ -140,7 +152,7 @@ fn random(dice: &mut Dice, node: &Node) -> RaftMessage {
     RaftMessage {
         kind,
         to: 1,
-        from: 2 + dice.roll(2),
+        from: 2 + dice.roll(3),
         term,
         log_term,
         index,

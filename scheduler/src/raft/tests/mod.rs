@@ -6,6 +6,7 @@ mod cluster;
 mod crash;
 mod disk;
 mod hostile;
+mod members;
 mod sim;
 
 use std::collections::BTreeMap;

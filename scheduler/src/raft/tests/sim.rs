@@ -3,14 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
 use super::{Dice, Memory, Words, settings};
 use crate::raft::Role;
 use crate::raft::StateMachine as _;
 use crate::raft::node::{Node, Outgoing};
-use crate::raft::storage::Store;
+use crate::raft::storage::{Begin, Store};
 
 const LOG_BYTES_MAX: u64 = 3000;
 
@@ -25,7 +25,8 @@ struct Member {
 impl Member {
     fn open(disk: &Memory, id: u64, voters: &[u64], seed: u64) -> Self {
         let mut words = Words::default();
-        let (store, opened) = Store::open(disk.clone(), Path::new("memory"), id, voters, || words.snapshot()).unwrap();
+        let begin = Begin { voters, log_id: "log", may_begin: true };
+        let (store, opened) = Store::open(disk.clone(), Path::new("memory"), id, &begin, || words.snapshot()).unwrap();
         let applied = opened.start.snapshot.index;
         words.restore(applied, &opened.state).unwrap();
         let node = Node::new(settings(id, seed, opened.boots), opened.start).unwrap();
@@ -50,54 +51,63 @@ impl Member {
             self.node.applied(self.applied);
         }
         if self.node.snapshot_wanted() {
+            if self.node.snapshot_is_strange() {
+                self.store_snapshot();
+            }
             let (meta, state) = self.store.load_snapshot().unwrap();
             self.node.offer_snapshot(&meta, state);
         }
         if self.node.log_bytes() > LOG_BYTES_MAX && self.applied > self.node.snapshot_index() {
-            let meta = self.node.snapshot_meta(self.applied).unwrap();
-            let start = self.node.truncation(&meta, LOG_BYTES_MAX / 8);
-            self.store.store_snapshot(&meta, &self.words.snapshot(), start).unwrap();
-            self.node.truncate(&meta, start);
+            self.store_snapshot();
         }
         self.store.sweep(10).unwrap();
+    }
+
+    fn store_snapshot(&mut self) {
+        let meta = self.node.snapshot_meta(self.applied).unwrap();
+        let start = self.node.truncation(&meta, LOG_BYTES_MAX / 8);
+        self.store.store_snapshot(&meta, &self.words.snapshot(), start).unwrap();
+        self.node.truncate(&meta, start);
     }
 
     fn apply(&mut self, entries: Vec<crate::raft::node::Committed>, acknowledged: &mut BTreeMap<u64, (u64, Vec<u8>)>) {
         for entry in entries {
             assert_eq!(entry.index, self.applied + 1);
             self.applied = entry.index;
-            if !entry.data.is_empty() {
+            if entry.change {
+                self.store.commit(entry.index).unwrap();
+                self.node.apply_change(&entry).unwrap();
+            } else if !entry.data.is_empty() {
                 self.words.apply(entry.index, &entry.data);
             }
-            let known = acknowledged.entry(entry.index).or_insert_with(|| (entry.term, entry.data.to_vec()));
-            assert_eq!(
-                (known.0, known.1.as_slice()),
-                (entry.term, &entry.data[..]),
-                "two histories at {}",
-                entry.index
-            );
+            // A change of members is none of the state machine's words.
+            let data = if entry.change { Vec::new() } else { entry.data.to_vec() };
+            let known = acknowledged.entry(entry.index).or_insert_with(|| (entry.term, data.clone()));
+            assert_eq!((known.0, &known.1), (entry.term, &data), "two histories at {}", entry.index);
         }
     }
 }
 
-struct World {
-    dice: Dice,
+pub(super) struct World {
+    pub(super) dice: Dice,
     seed: u64,
-    voters: Vec<u64>,
+    /// Everyone there ever was.
+    pub(super) voters: Vec<u64>,
     disks: BTreeMap<u64, Memory>,
+    gone: BTreeSet<u64>,
     /// None: down.
     members: BTreeMap<u64, Option<Member>>,
     wire: VecDeque<(u64, Outgoing)>,
     /// Log index -> what was committed there, by anyone's word.
-    committed: BTreeMap<u64, (u64, Vec<u8>)>,
+    pub(super) committed: BTreeMap<u64, (u64, Vec<u8>)>,
     leaders: BTreeMap<u64, u64>,
     trace: u64,
-    taken_over: u64,
+    pub(super) taken_over: u64,
     crashes: u64,
 }
 
 impl World {
-    fn new(seed: u64, count: u64) -> Self {
+    pub(super) fn new(seed: u64, count: u64) -> Self {
         let voters: Vec<u64> = (1..=count).collect();
         let disks: BTreeMap<u64, Memory> = voters.iter().map(|id| (*id, Memory::default())).collect();
         let members = voters.iter().map(|id| (*id, Some(Member::open(&disks[id], *id, &voters, seed)))).collect();
@@ -106,6 +116,7 @@ impl World {
             seed,
             voters,
             disks,
+            gone: BTreeSet::new(),
             members,
             wire: VecDeque::new(),
             committed: BTreeMap::new(),
@@ -117,7 +128,7 @@ impl World {
     }
 
     /// One tick of everybody, with faults of `loss` percent.
-    fn step(&mut self, time: u64, loss: u64, proposing: bool) {
+    pub(super) fn step(&mut self, time: u64, loss: u64, proposing: bool) {
         for id in self.voters.clone() {
             if let Some(member) = self.members.get_mut(&id).unwrap() {
                 member.node.tick();
@@ -168,7 +179,28 @@ impl World {
         }
     }
 
-    fn crash(&mut self, id: u64) {
+    /// A member that knows nobody yet, on a disk of its own.
+    pub(super) fn join(&mut self) -> u64 {
+        let id = self.voters.iter().max().unwrap() + 1;
+        self.voters.push(id);
+        self.disks.insert(id, Memory::default());
+        self.members.insert(id, Some(Member::open(&self.disks[&id], id, &[], self.seed)));
+        id
+    }
+
+    /// A member that was removed: its process ends and never comes back.
+    pub(super) fn leave(&mut self, id: u64) {
+        self.crash(id);
+        self.gone.insert(id);
+    }
+
+    /// The machine of whoever leads.
+    pub(super) fn leader(&mut self) -> Option<&mut Node> {
+        let leads = |member: &&mut Member| member.node.role() == Role::Leader;
+        self.members.values_mut().flatten().filter(leads).map(|member| &mut member.node).max_by_key(|node| node.term())
+    }
+
+    pub(super) fn crash(&mut self, id: u64) {
         if let Some(member) = self.members.get_mut(&id).unwrap().take() {
             drop(member);
             let unsynced = self.disks[&id].unsynced() as u64;
@@ -178,9 +210,9 @@ impl World {
         }
     }
 
-    fn restart(&mut self, id: u64) {
+    pub(super) fn restart(&mut self, id: u64) {
         let slot = self.members.get_mut(&id).unwrap();
-        if slot.is_none() {
+        if slot.is_none() && !self.gone.contains(&id) {
             *slot = Some(Member::open(&self.disks[&id], id, &self.voters, self.seed));
         }
     }
@@ -202,7 +234,7 @@ impl World {
     }
 
     /// No more faults: all must end with the same state, which holds everything that was ever committed.
-    fn heal(&mut self, from: u64) {
+    pub(super) fn heal(&mut self, from: u64) {
         for id in self.voters.clone() {
             self.restart(id);
         }
@@ -217,7 +249,9 @@ impl World {
             .filter(|(_, (_, data))| !data.is_empty())
             .map(|(index, (_, data))| (*index, data.clone()))
             .collect();
-        for member in self.members.values().flatten() {
+        // Who was to be taken in and was not knows nothing.
+        let members = self.leader().unwrap().members();
+        for member in self.members.values().flatten().filter(|member| members.contains(member.node.id())) {
             assert!(member.words.all() == expected, "seed {}: member {} differs", self.seed, member.node.id());
         }
     }

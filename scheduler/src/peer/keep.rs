@@ -1,0 +1,115 @@
+//! The loop that keeps this scheduler among the others: a way to each of them, its own address known to all, and, when
+//! it leads, the log's members changed towards those that are wanted. Decides nothing: `roster` does.
+
+use super::{Peers, roster};
+use crate::raft::{self, Members};
+use crate::state;
+use proto::v1 as pb;
+use proto::v1::command::What as Command;
+use std::time::Duration;
+use tokio::sync::watch;
+
+const TICK: Duration = Duration::from_millis(200);
+/// For a change of members to be agreed on; it goes on in the log whatever is waited here.
+const CHANGE: Duration = Duration::from_secs(3);
+
+/// Runs until `stop` fires.
+pub(crate) async fn keep(peers: Peers, mut stop: watch::Receiver<bool>) {
+    if peers.0.own.is_none() {
+        return;
+    }
+    let introducing = tokio::spawn(introduce(peers.clone()));
+    let work = async {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let status = peers.0.raft.status().borrow().clone();
+            peers.0.outbox.keep(&peers, &others(&peers, &status));
+            if peers.is_out(status.id) {
+                peers.tell_removed(&state::removed(status.id));
+            }
+            if status.governs {
+                tend(&peers, &status).await;
+            }
+        }
+    };
+    tokio::select! {
+        _ = stop.wait_for(|s| *s) => {}
+        () = work => {}
+    }
+    introducing.abort();
+    peers.0.outbox.close();
+}
+
+/// Everyone that this scheduler has something to say to.
+fn others(peers: &Peers, status: &raft::Status) -> Vec<u64> {
+    let Members { voters, outgoing, learners } = &status.members;
+    let mut ids: Vec<u64> = voters.iter().chain(outgoing).chain(learners).copied().collect();
+    ids.extend(peers.0.replica.read().members.keys());
+    // Taken in, and not told anything yet.
+    if let Some((_, identity)) = peers.0.own.as_ref().filter(|_| ids.is_empty()) {
+        ids.extend(identity.peers.keys());
+    }
+    // It leads and is not known here: it learned of this one first.
+    ids.extend(status.leader);
+    ids.retain(|id| *id != status.id);
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// One step of the leader towards the members that are wanted.
+async fn tend(peers: &Peers, status: &raft::Status) {
+    let changes = if status.members.is_joint() {
+        // It is left by itself, unless a leader ended in the middle of it.
+        Vec::new()
+    } else {
+        let mut ready = peers.reached(status);
+        let behind = |id: &u64| {
+            let at = status.progress.iter().find(|(other, _)| other == id).map_or(0, |(_, index)| *index);
+            at == 0 || at + roster::BEHIND_MAX < status.committed
+        };
+        ready.retain(|id| !behind(id));
+        let state = peers.0.replica.read();
+        let known = roster::Known { me: status.id, wanted: &state.members, members: &status.members, ready: &ready };
+        let changes = roster::next_change(&known);
+        if changes.is_empty() {
+            return;
+        }
+        changes
+    };
+    let what = format!("{changes:?}");
+    match tokio::time::timeout(CHANGE, peers.0.raft.change(changes)).await {
+        Ok(Ok(_)) | Err(_) => {}
+        Ok(Err(error)) if error.is_retryable() => tracing::debug!(%error, what, "schedulers not changed yet"),
+        Ok(Err(error)) => tracing::warn!(%error, what, "schedulers not changed"),
+    }
+}
+
+/// Tells the log where this scheduler is, whenever that differs from what the log says.
+async fn introduce(peers: Peers) {
+    let Some(peer) = peers.peer().map(str::to_owned) else { return };
+    let mut applied = peers.0.replica.applied();
+    let mut said = String::new();
+    loop {
+        let (id, api) = (peers.id(), peers.0.api.clone());
+        let known = {
+            let state = peers.0.replica.read();
+            state.members.get(&id).is_some_and(|member| member.peer == peer && member.api == api)
+        };
+        if !known {
+            let log_id = peers.0.raft.log_id().to_owned();
+            let set = pb::SetMember { id, peer: peer.clone(), api, log_id };
+            if let Err(error) = peers.write_one(String::new(), Command::SetMember(set)).await
+                && said != error.message()
+            {
+                said = error.message().to_owned();
+                tracing::warn!(problem = said, "the others do not know where this scheduler is");
+            }
+        }
+        // Again when the log moved, or after a while.
+        let _ = tokio::time::timeout(Duration::from_secs(2), applied.changed()).await;
+        tokio::time::sleep(TICK).await;
+    }
+}

@@ -1,0 +1,261 @@
+//! Schedulers among themselves: how they find, trust and hear each other, and how one is taken in.
+//!
+//! Reading order: this file (a scheduler's door to the others), `roster` (who may speak, who shall vote; pure), `token`
+//! and `authority` (trust), `identity` (on disk), `join`, `carry` (messages out), `serve` (messages in), `pieces` (large
+//! messages; pure), `ask` (what only the leader can do), `hold` (components), `keep`
+//! (the loop). Absent here: what the log holds or decides.
+
+mod ask;
+mod authority;
+mod carry;
+mod hold;
+mod identity;
+mod join;
+mod keep;
+mod pieces;
+mod roster;
+mod serve;
+mod token;
+
+#[cfg(test)]
+mod tests;
+
+use crate::raft;
+use crate::replica::Replica;
+use proto::v1 as pb;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub(crate) use carry::Outbox;
+pub(crate) use hold::Fetch;
+pub(crate) use keep::keep;
+pub(crate) use serve::serve;
+pub use token::{Invalid as InvalidToken, Token};
+
+/// For a connection to another scheduler to come about.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// How this scheduler deals with others.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub listen: SocketAddr,
+    /// host:port where the others reach it; the address that it listens on when none is given.
+    pub advertise: Option<String>,
+    /// To be taken in by those who are there already. Ignored when it was.
+    pub join: Option<Join>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// host:port of the peer listener of any scheduler of the lattice.
+    pub addr: String,
+    pub token: Token,
+    /// To learn and not to vote until it is promoted.
+    pub standby: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("--peer-listen {listen}: {source}; end what listens there, or choose another address")]
+    Listen { listen: SocketAddr, source: std::io::Error },
+    #[error(
+        "--peer-listen {0} is no address that others can use; say with --peer-advertise HOST:PORT where they reach it"
+    )]
+    Advertise(SocketAddr),
+    #[error("{}: {detail}; put back a copy of the data folder, or remove this scheduler from the lattice and start it with an empty --data, --join and a new token", path.display())]
+    Identity { path: PathBuf, detail: String },
+    #[error("this scheduler is one of several, its data folder {} says; give --peer-listen, as before", .0.display())]
+    NeedsListener(PathBuf),
+    #[error("data folder {} holds a scheduler already, which can not join another lattice; give an empty --data", .0.display())]
+    NotEmpty(PathBuf),
+    #[error("joining at {addr}: {detail}")]
+    Join { addr: String, detail: String },
+    #[error("certificates: {0}")]
+    Certificate(String),
+}
+
+impl Error {
+    fn certificate(error: rcgen::Error) -> Self {
+        Self::Certificate(format!("{error}; this is a fault in lattice, please report it"))
+    }
+}
+
+/// What is known before the log is opened: who this scheduler is, and how its log begins if it has none.
+pub(crate) struct Door {
+    pub(crate) id: u64,
+    /// None: the leader of those who are there sends everything.
+    pub(crate) voters: Vec<u64>,
+    pub(crate) log_id: String,
+    pub(crate) may_begin: bool,
+    open: Option<Open>,
+}
+
+/// What a scheduler with a peer listener has besides.
+struct Open {
+    listener: TcpListener,
+    peer: String,
+    kept: identity::Kept,
+}
+
+/// Listens, finds or makes this scheduler's identity, and joins if it is told to.
+pub(crate) async fn open(config: Option<&Config>, id: u64, lattice: &str, data: &Path) -> Result<Door, Error> {
+    let dir = data.join("peer");
+    let kept = identity::Kept::load(&dir)?;
+    let Some(config) = config else {
+        if kept.is_some() {
+            return Err(Error::NeedsListener(data.to_path_buf()));
+        }
+        let log_id = ulid::Ulid::generate().to_string();
+        return Ok(Door { id, voters: vec![id], log_id, may_begin: true, open: None });
+    };
+    let listen = |source| Error::Listen { listen: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+    let bound = listener.local_addr().map_err(listen)?;
+    let peer = match &config.advertise {
+        Some(peer) => peer.clone(),
+        None if bound.ip().is_unspecified() => return Err(Error::Advertise(bound)),
+        None => bound.to_string(),
+    };
+    let has_log = data.join("raft").exists();
+    let member = kept.as_ref().is_some_and(|kept| kept.identity.id > 0);
+    let kept = match (kept, &config.join) {
+        (Some(kept), _) if member => kept,
+        (_, Some(_)) if has_log => return Err(Error::NotEmpty(data.to_path_buf())),
+        (Some(kept), Some(join)) => join::join(join, lattice, &peer, kept).await?,
+        (None, Some(join)) => join::join(join, lattice, &peer, identity::Kept::ask(&dir)?).await?,
+        (_, None) => identity::Kept::found(&dir, id)?,
+    };
+    let identity = &kept.identity;
+    let founder = identity.peers.is_empty();
+    Ok(Door {
+        id: identity.id,
+        voters: if founder { vec![identity.id] } else { Vec::new() },
+        log_id: identity.log_id.clone(),
+        may_begin: !identity.begun,
+        open: Some(Open { listener, peer, kept }),
+    })
+}
+
+impl Door {
+    /// The log is there: without it, this scheduler must never begin a new one.
+    pub(crate) fn begun(&mut self) -> Result<(), Error> {
+        match &mut self.open {
+            Some(open) if !open.kept.identity.begun => {
+                open.kept.identity.begun = true;
+                open.kept.save()
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What the rest of the scheduler holds of the others: asks the leader, wherever it is. Cheap to clone.
+#[derive(Clone)]
+pub struct Peers(Arc<Inner>);
+
+struct Inner {
+    lattice: String,
+    raft: raft::Handle,
+    replica: Replica,
+    outbox: Outbox,
+    /// Where this scheduler's API answers.
+    api: String,
+    /// Where it is reached and what it is known by, if it has a peer listener.
+    own: Option<(String, pb::PeerIdentity)>,
+    /// Addresses that others told when they greeted: newer than those in the log.
+    heard: Mutex<BTreeMap<u64, String>>,
+    /// Turns true when this scheduler finds that it was removed.
+    removed: watch::Sender<bool>,
+}
+
+/// The listener of a scheduler that has one.
+pub(crate) type Listener = Option<TcpListener>;
+
+impl Peers {
+    pub(crate) fn new(
+        lattice: String,
+        raft: raft::Handle,
+        replica: Replica,
+        outbox: Outbox,
+        api: SocketAddr,
+        api_tls: bool,
+        door: Door,
+    ) -> (Self, Listener) {
+        let (own, listener) = match door.open {
+            Some(open) => (Some((open.peer, open.kept.identity)), Some(open.listener)),
+            None => (None, None),
+        };
+        let host = own.as_ref().and_then(|(peer, _)| peer.rsplit_once(':')).map(|(host, _)| host);
+        let api = match host {
+            Some(host) if api.ip().is_unspecified() => format!("{host}:{}", api.port()),
+            _ => api.to_string(),
+        };
+        let api = if api_tls { format!("https://{api}") } else { api };
+        let (heard, removed) = (Mutex::default(), watch::Sender::new(false));
+        let inner = Inner { lattice, raft, replica, outbox, api, own, heard, removed };
+        (Self(Arc::new(inner)), listener)
+    }
+
+    /// This scheduler's id.
+    pub(crate) fn id(&self) -> u64 {
+        self.0.raft.status().borrow().id
+    }
+
+    /// Where this scheduler is reached by others.
+    pub(crate) fn peer(&self) -> Option<&str> {
+        self.0.own.as_ref().map(|(peer, _)| peer.as_str())
+    }
+
+    /// Turns true when this scheduler was removed from the lattice.
+    pub(crate) fn removed(&self) -> watch::Receiver<bool> {
+        self.0.removed.subscribe()
+    }
+
+    fn tell_removed(&self, why: &str) {
+        if !self.0.removed.send_replace(true) {
+            tracing::error!("{why}");
+        }
+    }
+
+    fn is_out(&self, id: u64) -> bool {
+        let status = self.0.raft.status();
+        let status = status.borrow();
+        roster::is_out(id, &self.0.replica.read(), &status.members)
+    }
+
+    fn leads(&self) -> bool {
+        self.0.raft.status().borrow().role == raft::Role::Leader
+    }
+
+    /// Where a member is reached: what it said last, what the log says, what was said when this one joined.
+    fn address(&self, id: u64) -> Option<String> {
+        let heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        heard
+            .or_else(|| self.0.replica.read().members.get(&id).map(|member| member.peer.clone()))
+            .or_else(|| self.0.own.as_ref().and_then(|(_, identity)| identity.peers.get(&id).cloned()))
+    }
+
+    fn greeting(&self, to: u64) -> pb::PeerGreeting {
+        pb::PeerGreeting {
+            lattice: self.0.lattice.clone(),
+            from: self.id(),
+            to,
+            log_id: self.0.raft.log_id().to_owned(),
+            peer: self.peer().unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// The innermost cause: what the outer layers say is of no help to a person.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}

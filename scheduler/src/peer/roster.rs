@@ -1,0 +1,315 @@
+//! Who may speak here, and what the leader does about its members: decided from the state and the log's members alone.
+//! Pure. Must never let somebody back in who was removed or lost its log, nor remove the voters that a quorum needs.
+
+use crate::raft::{Change, Members};
+use crate::state::{Member, State, Wants, lost_log, removed};
+use proto::v1 as pb;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Voters of one lattice: with more, each write waits for more disks and hardly more losses are borne.
+pub(super) const VOTERS_MAX: usize = 7;
+/// Entries by which a member may trail and still count as having caught up.
+pub(super) const BEHIND_MAX: u64 = 100;
+
+/// Why a greeting is not answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stranger {
+    /// It shall end.
+    Removed(String),
+    Refused(String),
+}
+
+/// Whether scheduler `id` is out for good: not wanted any more, and no part of the log's quorum either. Until then its
+/// vote may be needed for its own removal.
+pub(super) fn is_out(id: u64, state: &State, members: &Members) -> bool {
+    state.was_removed(id) && !members.contains(id)
+}
+
+/// Whether a member that greets so may speak to member `me`.
+pub(super) fn admit(
+    state: &State,
+    members: &Members,
+    me: u64,
+    lattice: &str,
+    greeting: &pb::PeerGreeting,
+) -> Result<(), Stranger> {
+    let refuse = |text: String| Err(Stranger::Refused(text));
+    let pb::PeerGreeting { from, to, .. } = *greeting;
+    if greeting.lattice != lattice {
+        return refuse(format!(
+            "scheduler {from} is of lattice {:?}, this one of {lattice:?}; give it --lattice {lattice}",
+            greeting.lattice
+        ));
+    }
+    if to != me {
+        return refuse(format!(
+            "scheduler {to} is looked for at an address where scheduler {me} is; start scheduler {to} with its --peer-advertise"
+        ));
+    }
+    if from == me || from == 0 {
+        return refuse(format!("two schedulers say that they are {from}; end the one whose data folder is a copy"));
+    }
+    if is_out(from, state, members) {
+        return Err(Stranger::Removed(removed(from)));
+    }
+    match state.members.get(&from) {
+        Some(member) if member.log_id != greeting.log_id => refuse(lost_log(from)),
+        // It may have joined later than what is known here; its certificate says that it is one of us.
+        _ => Ok(()),
+    }
+}
+
+/// What the leader knows.
+pub(super) struct Known<'a> {
+    pub(super) me: u64,
+    pub(super) wanted: &'a BTreeMap<u64, Member>,
+    pub(super) members: &'a Members,
+    /// Reached, and not far behind.
+    pub(super) ready: &'a BTreeSet<u64>,
+}
+
+/// The next change of the log's members towards those that are wanted; empty: they are as they should be, or have to
+/// wait for somebody to catch up.
+pub(super) fn next_change(known: &Known<'_>) -> Vec<Change> {
+    let Known { me, wanted, members, ready } = known;
+    if members.is_joint() || wanted.is_empty() {
+        return Vec::new();
+    }
+    if let Some((id, _)) = wanted.iter().find(|(id, _)| !members.contains(**id)) {
+        return vec![Change::Learner(*id)];
+    }
+    let mut stay = members.voters.iter().filter(|id| wanted.contains_key(id) || **id == *me).count();
+    let mut changes = Vec::new();
+    let able = |wants: Wants| {
+        let can = |id: &&u64| ready.contains(id) && wanted.get(id).is_some_and(|member| member.wants == wants);
+        members.learners.iter().filter(can).copied().collect::<Vec<u64>>()
+    };
+    for id in able(Wants::Vote) {
+        if stay < VOTERS_MAX {
+            stay += 1;
+            changes.push(Change::Voter(id));
+        }
+    }
+    let mut waiting = able(Wants::Auto);
+    waiting.truncate(VOTERS_MAX.saturating_sub(stay));
+    if (stay + waiting.len()).is_multiple_of(2) {
+        waiting.pop();
+    }
+    changes.extend(waiting.into_iter().map(Change::Voter));
+    let all = members.voters.iter().chain(&members.learners);
+    changes.extend(all.filter(|id| !wanted.contains_key(id) && *id != me).map(|id| Change::Remove(*id)));
+    changes
+}
+
+/// Whether scheduler `id` can be removed without the others losing their quorum. `reached` includes the leader.
+pub(super) fn check_removal(
+    id: u64,
+    wanted: &BTreeMap<u64, Member>,
+    members: &Members,
+    reached: &BTreeSet<u64>,
+) -> Result<(), String> {
+    if wanted.contains_key(&id) && wanted.len() == 1 {
+        return Err(format!("scheduler {id} is the last one, and a lattice needs one; add another before"));
+    }
+    if !members.is_voter(id) {
+        return Ok(());
+    }
+    let left: Vec<u64> = members.voters.iter().copied().filter(|other| *other != id).collect();
+    if left.is_empty() {
+        let heir = members.learners.first().map_or_else(
+            || "add another before".to_owned(),
+            |heir| format!("make another one vote before: `lattice schedulers promote {heir}`"),
+        );
+        return Err(format!("scheduler {id} is the only one that votes; {heir}"));
+    }
+    let silent: Vec<String> = left.iter().filter(|id| !reached.contains(id)).map(u64::to_string).collect();
+    let needed = left.len() / 2 + 1;
+    if left.len() - silent.len() < needed {
+        let silent = silent.join(", ");
+        return Err(format!(
+            "without scheduler {id}, {needed} of {} voters would have to agree, and not reached: {silent}; start or remove \
+             those first",
+            left.len()
+        ));
+    }
+    Ok(())
+}
+
+/// How a scheduler is, and what to do about it. `lost`: why it is not reached.
+pub(super) fn state(
+    id: u64,
+    wanted: &BTreeMap<u64, Member>,
+    members: &Members,
+    lost: Option<String>,
+    behind: bool,
+) -> (&'static str, String) {
+    let Some(member) = wanted.get(&id) else {
+        // A scheduler alone, without a peer listener, tells nobody who it is.
+        let alone = wanted.is_empty() && members.is_voter(id);
+        return if alone { ("ready", String::new()) } else { ("leaving", "it was removed".into()) };
+    };
+    if let Some(why) = lost {
+        return ("unreachable", format!("{why}; start it again, or remove it: `lattice schedulers remove {id}`"));
+    }
+    if !members.contains(id) {
+        return ("joining", String::new());
+    }
+    if behind {
+        return ("behind", "it catches up".into());
+    }
+    if members.is_voter(id) {
+        return ("ready", String::new());
+    }
+    match member.wants {
+        Wants::Standby => ("standby", format!("it does not vote until told to: `lattice schedulers promote {id}`")),
+        Wants::Auto if members.voters.len() % 2 == 1 => {
+            ("standby", "it votes once there is another: an even number of voters bears no more losses".into())
+        }
+        Wants::Auto | Wants::Vote => ("joining", "it becomes a voter".into()),
+    }
+}
+
+/// The voter that leadership goes to: one that is ready, and has most of the log.
+pub(super) fn heir(me: u64, members: &Members, ready: &BTreeSet<u64>, progress: &[(u64, u64)]) -> Option<u64> {
+    let has = |id: u64| progress.iter().find(|(other, _)| *other == id).map_or(0, |(_, index)| *index);
+    let voters = members.voters.iter().copied().filter(|id| *id != me && ready.contains(id));
+    voters.max_by_key(|id| (has(*id), std::cmp::Reverse(*id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(ids: &[(u64, Wants)]) -> BTreeMap<u64, Member> {
+        let member =
+            |id: u64, wants| Member { peer: format!("m:{id}"), api: String::new(), log_id: format!("log-{id}"), wants };
+        ids.iter().map(|(id, wants)| (*id, member(*id, *wants))).collect()
+    }
+
+    fn auto(ids: &[u64]) -> BTreeMap<u64, Member> {
+        wanted(&ids.iter().map(|id| (*id, Wants::Auto)).collect::<Vec<_>>())
+    }
+
+    fn members(voters: &[u64], learners: &[u64]) -> Members {
+        Members { voters: voters.to_vec(), outgoing: Vec::new(), learners: learners.to_vec() }
+    }
+
+    fn next(wanted: &BTreeMap<u64, Member>, members: &Members, ready: &[u64]) -> Vec<Change> {
+        let ready = ready.iter().copied().collect();
+        next_change(&Known { me: 1, wanted, members, ready: &ready })
+    }
+
+    #[test]
+    fn who_joins_learns_first_and_two_become_voters_together() {
+        let all = auto(&[1, 2, 3]);
+        assert_eq!(next(&all, &members(&[1], &[]), &[1]), [Change::Learner(2)]);
+        assert_eq!(next(&all, &members(&[1], &[2]), &[1, 2]), [Change::Learner(3)]);
+        assert_eq!(next(&all, &members(&[1], &[2, 3]), &[1, 2]), [], "two voters bear no loss");
+        assert_eq!(next(&all, &members(&[1], &[2, 3]), &[1, 2, 3]), [Change::Voter(2), Change::Voter(3)]);
+        assert_eq!(next(&all, &members(&[1, 2, 3], &[]), &[1, 2, 3]), []);
+    }
+
+    #[test]
+    fn a_removed_one_is_replaced_in_one_change() {
+        let left = auto(&[1, 2, 4]);
+        let now = members(&[1, 2, 3], &[4]);
+        assert_eq!(next(&left, &now, &[1, 2, 4]), [Change::Voter(4), Change::Remove(3)]);
+        assert_eq!(next(&left, &now, &[1, 2]), [Change::Remove(3)], "who does not catch up is not waited for");
+        assert_eq!(next(&left, &members(&[1, 2], &[4]), &[1, 2, 4]), [Change::Voter(4)]);
+    }
+
+    #[test]
+    fn the_number_of_voters_stays_odd_unless_told_otherwise() {
+        let four = auto(&[1, 2, 3, 4]);
+        assert_eq!(next(&four, &members(&[1, 2, 3], &[4]), &[1, 2, 3, 4]), []);
+        let told = wanted(&[(1, Wants::Vote), (2, Wants::Vote)]);
+        assert_eq!(next(&told, &members(&[1], &[2]), &[1, 2]), [Change::Voter(2)]);
+        let standby = wanted(&[(1, Wants::Vote), (2, Wants::Auto), (3, Wants::Standby)]);
+        assert_eq!(next(&standby, &members(&[1], &[2, 3]), &[1, 2, 3]), []);
+        let nine = auto(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(next(&nine, &members(&[1, 2, 3, 4, 5, 6, 7], &[8, 9]), &[8, 9]), []);
+    }
+
+    #[test]
+    fn a_change_under_way_is_waited_for_and_the_leader_never_removes_itself() {
+        let joint = Members { outgoing: vec![1], ..members(&[1, 2], &[]) };
+        assert_eq!(next(&auto(&[1, 2, 3]), &joint, &[1, 2]), []);
+        assert_eq!(next(&auto(&[2, 3]), &members(&[1, 2, 3], &[]), &[1, 2, 3]), []);
+        assert_eq!(next(&auto(&[]), &members(&[1], &[]), &[1]), []);
+    }
+
+    #[test]
+    fn what_would_lose_the_quorum_is_not_removed() {
+        let three = auto(&[1, 2, 3]);
+        let reached = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<u64>>();
+        let check = |id, voters: &[u64], learners: &[u64], up: &[u64]| {
+            check_removal(id, &three, &members(voters, learners), &reached(up))
+        };
+        assert_eq!(check(3, &[1, 2, 3], &[], &[1, 2]), Ok(()), "the dead one");
+        let error = check(2, &[1, 2, 3], &[], &[1, 2]).unwrap_err();
+        assert!(error.contains("not reached: 3") && error.contains("first"), "{error}");
+        let error = check(1, &[1], &[2, 3], &[1, 2, 3]).unwrap_err();
+        assert!(error.contains("lattice schedulers promote 2"), "{error}");
+        assert_eq!(check(2, &[1], &[2, 3], &[1]), Ok(()), "a learner");
+        let error = check_removal(1, &auto(&[1]), &members(&[1], &[]), &reached(&[1])).unwrap_err();
+        assert!(error.contains("the last one"), "{error}");
+    }
+
+    #[test]
+    fn each_state_says_the_next_step() {
+        let all = wanted(&[(1, Wants::Vote), (2, Wants::Auto), (3, Wants::Standby), (4, Wants::Vote)]);
+        let now = members(&[1, 9], &[2, 3]);
+        let at = |id, lost: Option<&str>, behind| state(id, &all, &now, lost.map(str::to_owned), behind);
+        assert_eq!(at(1, None, false).0, "ready");
+        assert_eq!(at(1, None, true).0, "behind");
+        let (state_name, message) = at(1, Some("refused"), true);
+        assert!(state_name == "unreachable" && message.contains("lattice schedulers remove 1"), "{message}");
+        assert_eq!(at(2, None, false).0, "joining");
+        assert_eq!(state(2, &all, &members(&[1], &[2]), None, false).0, "standby");
+        assert!(at(3, None, false).1.contains("promote 3"));
+        assert_eq!((at(4, None, false).0, at(9, None, false).0), ("joining", "leaving"));
+        assert_eq!(state(1, &auto(&[]), &members(&[1], &[]), None, false).0, "ready");
+    }
+
+    #[test]
+    fn the_heir_is_reached_and_has_most() {
+        let ready = [1, 2, 3, 4].into();
+        let progress = [(1, 50), (2, 40), (3, 50), (4, 60)];
+        assert_eq!(heir(1, &members(&[1, 2, 3], &[4]), &ready, &progress), Some(3));
+        assert_eq!(heir(1, &members(&[1, 2, 3], &[]), &[1, 2].into(), &progress), Some(2));
+        assert_eq!(heir(1, &members(&[1], &[2]), &ready, &progress), None);
+    }
+
+    #[test]
+    fn strangers_are_told_why() {
+        let mut state = State::default();
+        (state.members, state.next_member) = (auto(&[1, 2]), 4);
+        let greeting = |from, to, log_id: &str| pb::PeerGreeting {
+            lattice: "plant".into(),
+            from,
+            to,
+            log_id: log_id.into(),
+            peer: String::new(),
+        };
+        let at = |state: &State, greeting: &pb::PeerGreeting| admit(state, &members(&[1], &[]), 1, "plant", greeting);
+        assert_eq!(at(&state, &greeting(2, 1, "log-2")), Ok(()));
+        assert_eq!(at(&state, &greeting(9, 1, "log-9")), Ok(()), "it joined later than what is known here");
+        let refused = |stranger| match stranger {
+            Err(Stranger::Refused(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(refused(at(&state, &greeting(2, 1, "log-7"))).contains("lattice schedulers remove 2"));
+        assert!(refused(at(&state, &greeting(2, 3, "log-2"))).contains("--peer-advertise"));
+        assert!(refused(at(&state, &greeting(1, 1, "log-1"))).contains("copy"));
+        let other = pb::PeerGreeting { lattice: "home".into(), ..greeting(2, 1, "log-2") };
+        assert!(refused(at(&state, &other)).contains("--lattice plant"));
+        assert!(
+            matches!(at(&state, &greeting(3, 1, "log-3")), Err(Stranger::Removed(text)) if text.contains("--join"))
+        );
+        state.members.remove(&2);
+        assert!(matches!(at(&state, &greeting(2, 1, "log-2")), Err(Stranger::Removed(_))));
+        // One of two voters: it has to agree to its own removal.
+        let two = Members { outgoing: vec![1, 2], ..members(&[1], &[]) };
+        assert_eq!(admit(&state, &two, 1, "plant", &greeting(2, 1, "log-2")), Ok(()));
+    }
+}

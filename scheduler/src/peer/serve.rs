@@ -1,0 +1,165 @@
+//! What other schedulers say to this one. Must never hand on what a certificate does not vouch for, nor let a member
+//! speak that was removed or lost its log.
+
+use super::roster::{self, Stranger};
+use super::{Fetch, Listener, Peers, authority, carry, hold, pieces};
+use crate::raft;
+use proto::v1 as pb;
+use proto::v1::peer_frame::What;
+use proto::v1::peer_server::{Peer, PeerServer};
+use std::sync::PoisonError;
+use std::time::Duration;
+use tokio::sync::watch;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, CertificateDer, Identity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status, Streaming};
+
+/// For the greeting to come.
+const GREETING: Duration = Duration::from_secs(5);
+/// For the handshake, before which nobody is known.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+const CONCURRENT_MAX: usize = 256;
+/// For connections to be told that this scheduler ends.
+const GOODBYE: Duration = Duration::from_millis(200);
+/// Between two looks at whether a member that speaks still is one.
+const FRAMES_PER_LOOK: u32 = 64;
+
+/// Serves the other schedulers until `stop` fires; at once over when there is no listener.
+pub(crate) async fn serve(peers: Peers, listener: Listener, fetch: Fetch, mut stop: watch::Receiver<bool>) {
+    let (Some(listener), Some((_, identity))) = (listener, &peers.0.own) else { return };
+    let chain = format!("{}{}", identity.certificate, identity.authority);
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(chain, &identity.key))
+        .client_ca_root(Certificate::from_pem(&identity.authority))
+        // Who joins has no certificate yet.
+        .client_auth_optional(true)
+        .timeout(HANDSHAKE);
+    let service = PeerServer::new(Served { peers: peers.clone(), fetch })
+        .max_decoding_message_size(carry::ANSWER_BYTES_MAX)
+        .max_encoding_message_size(carry::ANSWER_BYTES_MAX);
+    let mut over = stop.clone();
+    let stopped = async move {
+        let _ = stop.wait_for(|s| *s).await;
+    };
+    let server = Server::builder()
+        .concurrency_limit_per_connection(CONCURRENT_MAX)
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
+        .tls_config(tls);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serving = async { server?.add_service(service).serve_with_incoming_shutdown(incoming, stopped).await };
+    tokio::select! {
+        served = serving => if let Err(error) = served {
+            tracing::error!(%error, "the peer listener ended");
+        },
+        // The others' streams never end by themselves.
+        () = async { let _ = over.wait_for(|s| *s).await; tokio::time::sleep(GOODBYE).await } => {}
+    }
+}
+
+struct Served {
+    peers: Peers,
+    fetch: Fetch,
+}
+
+impl Served {
+    /// Whether this is a member, by certificate and by what the log knows of it.
+    fn admit(&self, shown: Option<&CertificateDer<'_>>, greeting: Option<&pb::PeerGreeting>) -> Result<(), Status> {
+        let greeting = greeting.ok_or_else(|| Status::invalid_argument("no greeting: say who asks"))?;
+        let from = greeting.from;
+        let Some(shown) = shown else {
+            return Err(Status::permission_denied(format!("scheduler {from} shows no certificate; let it join first")));
+        };
+        if !authority::is_of(shown, from) {
+            return Err(Status::permission_denied(format!("the certificate shown is not that of scheduler {from}")));
+        }
+        let peers = &self.peers.0;
+        let status = peers.raft.status().borrow().clone();
+        let admitted = roster::admit(&peers.replica.read(), &status.members, status.id, &peers.lattice, greeting);
+        admitted.map_err(|stranger| {
+            let (Stranger::Removed(text) | Stranger::Refused(text)) = &stranger;
+            tracing::warn!(scheduler = from, "refused: {text}");
+            match &stranger {
+                Stranger::Removed(text) => Status::failed_precondition(text),
+                Stranger::Refused(text) => Status::permission_denied(text),
+            }
+        })?;
+        if !greeting.peer.is_empty() && greeting.peer.len() <= 260 {
+            let mut heard = peers.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            // Only members are remembered, and those are few.
+            heard.retain(|id, _| !peers.replica.read().was_removed(*id));
+            heard.insert(from, greeting.peer.clone());
+        }
+        Ok(())
+    }
+
+    async fn listen(&self, mut frames: Streaming<pb::PeerFrame>, greeting: &pb::PeerGreeting) -> Result<(), Status> {
+        let mut assembly = pieces::Assembly::default();
+        let mut looked = 0;
+        while let Some(frame) = frames.message().await? {
+            looked += 1;
+            if looked % FRAMES_PER_LOOK == 0 && self.peers.is_out(greeting.from) {
+                return Err(Status::failed_precondition(crate::state::removed(greeting.from)));
+            }
+            let message = match frame.what {
+                Some(What::Message(message)) => Some(message),
+                Some(What::Piece(piece)) => assembly.take(piece).map_err(Status::invalid_argument)?,
+                Some(What::Greeting(_)) | None => return Err(Status::invalid_argument("a frame that says nothing")),
+            };
+            if let Some(message) = message
+                && matches!(self.peers.0.raft.step(message), Err(raft::Error::Stopped))
+            {
+                return Err(Status::unavailable("this scheduler ends"));
+            }
+            // What the log has no room for now is lost, as on a network.
+        }
+        Ok(())
+    }
+}
+
+fn shown<T>(request: &Request<T>) -> Option<CertificateDer<'static>> {
+    request.peer_certs().and_then(|chain| chain.first().cloned())
+}
+
+#[tonic::async_trait]
+impl Peer for Served {
+    async fn carry(&self, request: Request<Streaming<pb::PeerFrame>>) -> Result<Response<pb::PeerEnd>, Status> {
+        let shown = shown(&request);
+        let mut frames = request.into_inner();
+        let first = tokio::time::timeout(GREETING, frames.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no greeting came"))??;
+        let Some(pb::PeerFrame { what: Some(What::Greeting(greeting)) }) = first else {
+            return Err(Status::invalid_argument("no greeting came"));
+        };
+        self.admit(shown.as_ref(), Some(&greeting))?;
+        self.listen(frames, &greeting).await?;
+        Ok(Response::new(pb::PeerEnd {}))
+    }
+
+    async fn ask(&self, request: Request<pb::PeerAsk>) -> Result<Response<pb::PeerAnswer>, Status> {
+        let shown = shown(&request);
+        let pb::PeerAsk { greeting, what } = request.into_inner();
+        self.admit(shown.as_ref(), greeting.as_ref())?;
+        // Nothing asked: somebody wants to know whether it is heard.
+        let Some(what) = what else { return Ok(Response::new(pb::PeerAnswer::default())) };
+        if !self.peers.leads() {
+            return Ok(Response::new(pb::PeerAnswer { not_leader: true, what: None }));
+        }
+        let answer = self.peers.answer(what).await?;
+        Ok(Response::new(pb::PeerAnswer { not_leader: answer.is_none(), what: answer }))
+    }
+
+    async fn hold(&self, request: Request<pb::PeerHold>) -> Result<Response<pb::PeerEnd>, Status> {
+        let shown = shown(&request);
+        let pb::PeerHold { greeting, digests } = request.into_inner();
+        self.admit(shown.as_ref(), greeting.as_ref())?;
+        hold::hold(&self.fetch, digests).await?;
+        Ok(Response::new(pb::PeerEnd {}))
+    }
+
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinAnswer>, Status> {
+        self.peers.take_in(request.into_inner()).await.map(Response::new)
+    }
+}
