@@ -228,6 +228,11 @@ fn told(entry: &pb::Entry, outcomes: &[pb::Outcome]) -> String {
                     .map(|c| format!("{} {}/{} r{} x{}", short(&c.host), c.app, c.component, c.revision, c.replicas));
                 format!("plan on {}: {}", c.based_on, changes.collect::<Vec<_>>().join(", "))
             }
+            Some(What::SetMember(c)) => format!("scheduler {} is at {}", c.id, c.peer),
+            Some(What::AddMember(c)) => format!("a scheduler joins at {}", c.peer),
+            Some(What::PromoteMember(c)) => format!("scheduler {} shall vote", c.id),
+            Some(What::RemoveMember(c)) => format!("scheduler {} shall go", c.id),
+            Some(What::IssueToken(c)) => format!("a join token until {}", c.expires_ms),
             None => "nothing".into(),
         };
         let id = &command.request_id;
