@@ -158,6 +158,7 @@ pub struct Component {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[allow(clippy::large_enum_variant, reason = "most components are actors")]
 pub enum Kind {
     Actor(Actor),
     Provider(Provider),
