@@ -81,10 +81,8 @@ pub(crate) enum Verb {
 /// How the list of verbs is grouped in `lattice --help`.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Run a lattice", &["up", "scheduler", "host"]),
-    (
-        "Change what runs",
-        &["apply", "validate", "inspect", "delete", "scale", "rollback", "cordon", "uncordon", "drain"],
-    ),
+    ("Change what runs", &["apply", "validate", "delete", "scale", "rollback", "cordon", "uncordon", "drain"]),
+    ("Components", &["inspect", "push", "pull"]),
     ("Look", &["get", "describe", "logs", "events", "status"]),
     ("Several schedulers", &["schedulers"]),
     ("More", &["call", "completion"]),

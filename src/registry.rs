@@ -197,14 +197,15 @@ fn for_wasm(entries: &[ImageIndexEntry]) -> Option<String> {
 fn credentials(registry: &str) -> Result<RegistryAuth, (String, &'static str)> {
     // Docker keeps those for its own hub under an old name.
     let server = if registry == "index.docker.io" { "https://index.docker.io/v1/" } else { registry };
-    match docker_credential::get_credential(server) {
+    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let folder = folder.or_else(|| directories::BaseDirs::new().map(|dirs| dirs.home_dir().join(".docker")));
+    let Some(config) = folder.and_then(|folder| std::fs::File::open(folder.join("config.json")).ok()) else {
+        return Ok(RegistryAuth::Anonymous);
+    };
+    match docker_credential::get_credential_from_reader(std::io::BufReader::new(config), server) {
         Ok(DockerCredential::UsernamePassword(name, password)) => Ok(RegistryAuth::Basic(name, password)),
         Ok(DockerCredential::IdentityToken(token)) => Ok(RegistryAuth::Bearer(token)),
-        Err(
-            CredentialRetrievalError::ConfigNotFound
-            | CredentialRetrievalError::ConfigReadError
-            | CredentialRetrievalError::NoCredentialConfigured,
-        ) => Ok(RegistryAuth::Anonymous),
+        Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(RegistryAuth::Anonymous),
         Err(e) => Err((
             format!("credentials for {registry}: {}", print::clean(&e.to_string())),
             "see config.json in $DOCKER_CONFIG or ~/.docker, or use `docker login` again",
@@ -226,9 +227,9 @@ fn explain(reference: &Reference, error: &OciDistributionError) -> (String, &'st
     match error {
         OciDistributionError::ImageManifestNotFoundError(_) => missing(),
         OciDistributionError::ServerError { code: 404, .. } => missing(),
-        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
-            unauthorized()
-        }
+        OciDistributionError::UnauthorizedError { .. }
+        | OciDistributionError::ServerError { code: 401 | 403, .. }
+        | OciDistributionError::AuthenticationFailure(_) => unauthorized(),
         OciDistributionError::RegistryError { envelope, .. } => {
             let has = |codes: &[OciErrorCode]| envelope.errors.iter().any(|e| codes.contains(&e.code));
             if has(&[OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound]) {

@@ -28,7 +28,7 @@ fn from_a_registry(broker: Broker) {
     ] {
         lattice.apply(&lattice.write(&format!("{name}.yaml"), manifest(name, &image)));
         let answer = until("it answers", SOON, || http::answers(lattice.ingress("a"), &format!("{name}.localhost")));
-        assert_eq!(answer.text(), "Hello from lattice!");
+        assert_eq!(answer.text(), "Hello from lattice!\n");
     }
     // What runs has the digest: the registry may go.
     let (out, copy) = (lattice.dir().join("copy.wasm"), fs::read(&hello).unwrap());

@@ -21,8 +21,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const CONCURRENT_MAX: usize = 256;
 /// For connections to be told that this scheduler ends.
 const GOODBYE: Duration = Duration::from_millis(200);
-/// Between two looks at whether a member that speaks still is one.
-const FRAMES_PER_LOOK: u32 = 64;
+/// How often it is looked whether who speaks still is a member; one that was removed hears so then.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Serves the other schedulers until `stop` fires; at once over when there is no listener.
 pub(crate) async fn serve(peers: Peers, listener: Listener, fetch: Fetch, mut stop: watch::Receiver<bool>) {
@@ -97,12 +97,19 @@ impl Served {
 
     async fn listen(&self, mut frames: Streaming<pb::PeerFrame>, greeting: &pb::PeerGreeting) -> Result<(), Status> {
         let mut assembly = pieces::Assembly::default();
-        let mut looked = 0;
-        while let Some(frame) = frames.message().await? {
-            looked += 1;
-            if looked % FRAMES_PER_LOOK == 0 && self.peers.is_out(greeting.from) {
-                return Err(Status::failed_precondition(crate::state::removed(greeting.from)));
-            }
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let frame = tokio::select! {
+                frame = frames.message() => frame?,
+                _ = look.tick() => {
+                    if self.peers.is_out(greeting.from) {
+                        return Err(Status::failed_precondition(crate::state::removed(greeting.from)));
+                    }
+                    continue;
+                }
+            };
+            let Some(frame) = frame else { return Ok(()) };
             let message = match frame.what {
                 Some(What::Message(message)) => Some(message),
                 Some(What::Piece(piece)) => assembly.take(piece).map_err(Status::invalid_argument)?,
@@ -115,7 +122,6 @@ impl Served {
             }
             // What the log has no room for now is lost, as on a network.
         }
-        Ok(())
     }
 }
 
