@@ -297,9 +297,8 @@ mod tests {
         let good = reference("oci://ghcr.io/acme/hello:1.0").unwrap();
         assert_eq!((good.registry(), good.repository(), good.tag()), ("ghcr.io", "acme/hello", Some("1.0")));
         assert_eq!(reference("127.0.0.1:5000/a/b").unwrap().tag(), Some("latest"));
-        for wrong in
-            ["./hello.wasm", "hello.wasm", &Digest::of(b"x").to_string(), "builtin:keyvalue", "ghcr.io/A:1", ""]
-        {
+        let digest = Digest::of(b"x").to_string();
+        for wrong in ["./hello.wasm", "hello.wasm", digest.as_str(), "builtin:keyvalue", "ghcr.io/A:1", ""] {
             assert!(reference(wrong).is_err(), "{wrong}");
         }
     }

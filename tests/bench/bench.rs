@@ -32,7 +32,9 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 /// Name, what it measures, and how.
-const SECTIONS: &[(&str, &str, fn(&Bench) -> Result<()>)] = &[
+type Section = (&'static str, &'static str, fn(&Bench) -> Result<()>);
+
+const SECTIONS: &[Section] = &[
     ("hello", "requests to an actor that answers one line, a fresh instance for each", hello::run),
     ("keyvalue", "one wasi:keyvalue get of 100 bytes, as the host's own code calls it", keyvalue::run),
     ("counter", "requests to an actor that gets one value of wasi:keyvalue and answers it", counter::run),
@@ -105,7 +107,7 @@ impl Bench {
     }
 
     /// Runs the sections one after the other. What fails does not keep the others from running.
-    fn all(&self, sections: &[&(&str, &str, fn(&Self) -> Result<()>)]) -> Result<()> {
+    fn all(&self, sections: &[&Section]) -> Result<()> {
         println!("{}", machine::line());
         println!("{}", self.versions());
         if self.quick {

@@ -60,7 +60,7 @@ impl Pulse {
         state.beat.leaving = leaving;
         state.beat.dropped = parts.bus.drops().total();
         state.beat.inventory = Some(pb::Inventory { items: inventory });
-        let full = changed || state.beat.seq % FULL_EVERY == 0;
+        let full = changed || state.beat.seq.is_multiple_of(FULL_EVERY);
         let inventory = if full { state.beat.inventory.clone() } else { None };
         pb::Beat { inventory, ..state.beat.clone() }
     }

@@ -59,9 +59,9 @@ fn augment(supply: &[(u64, u64)], flow: &[Vec<u64>], open: &[u64], from: usize) 
     let mut seen = vec![false; open.len()];
     let mut at = 0;
     let reach = |supply_at: usize, before: Option<usize>, seen: &mut Vec<bool>, steps: &mut Vec<_>| {
-        for share in 0..open.len().min(64) {
-            if supply[supply_at].0 & (1 << share) != 0 && !seen[share] {
-                seen[share] = true;
+        for (share, was_seen) in seen.iter_mut().enumerate().take(64) {
+            if supply[supply_at].0 & (1 << share) != 0 && !*was_seen {
+                *was_seen = true;
                 steps.push((supply_at, share, before));
             }
         }
@@ -79,8 +79,8 @@ fn augment(supply: &[(u64, u64)], flow: &[Vec<u64>], open: &[u64], from: usize) 
             path.reverse();
             return Some(path);
         }
-        for other in 0..supply.len() {
-            if flow[other][share] > 0 {
+        for (other, given) in flow.iter().enumerate() {
+            if given[share] > 0 {
                 reach(other, Some(at), &mut seen, &mut steps);
             }
         }
