@@ -123,7 +123,7 @@ impl State {
             return Ok(Done { change: "unchanged", ..Done::default() });
         }
         if self.members.is_empty() {
-            return refuse("invalid", "the scheduler that was asked is not known itself yet; try again in a moment");
+            return refuse("stale", "the scheduler that was asked is not known itself yet; try again in a moment");
         }
         if self.members.len() >= MEMBERS_MAX {
             return refuse(
