@@ -101,13 +101,7 @@ async fn introduce(peers: Peers) {
         if !known {
             let log_id = peers.0.raft.log_id().to_owned();
             let set = pb::SetMember { id, peer: peer.clone(), api, log_id };
-            let told = peers.write_one(String::new(), Command::SetMember(set)).await;
-            if let Err(error) = &told
-                && error.message() == state::removed(id)
-            {
-                peers.tell_removed(error.message());
-            }
-            if let Err(error) = told
+            if let Err(error) = peers.write_one(String::new(), Command::SetMember(set)).await
                 && said != error.message()
             {
                 said = error.message().to_owned();
