@@ -199,10 +199,11 @@ fn find(image: &str, folder: &Path, components: &mut Components) -> Found {
     match image.parse::<ImageRef>() {
         Ok(ImageRef::Local(path)) => components.get(&folder.join(path.strip_prefix("./").unwrap_or(&path))).map(Some),
         Ok(ImageRef::Digest(_)) => Ok(None),
-        Ok(ImageRef::Registry(reference)) => components.by_reference.get(&reference).cloned().map_or_else(
-            || Err((NO_REGISTRY.to_owned(), "download the component and name its file, as ./hello.wasm")),
-            |found| found.map(Some),
-        ),
+        Ok(ImageRef::Registry(reference)) => components
+            .by_reference
+            .get(&reference)
+            .cloned()
+            .map_or_else(|| Err((format!("{reference} was not fetched"), "apply it again")), |found| found.map(Some)),
         Ok(ImageRef::Builtin(_)) => Err(("a built-in provider is no actor".into(), "give it `type: capability`")),
         Err(e) => Err((e.to_string(), "")),
     }
@@ -210,8 +211,6 @@ fn find(image: &str, folder: &Path, components: &mut Components) -> Found {
 
 /// Or why not, and the next step.
 type Found = Result<Option<Arc<Component>>, (String, &'static str)>;
-
-const NO_REGISTRY: &str = "this build does not fetch from registries";
 
 /// Components read so far: one that many actors share is read once.
 #[derive(Debug, Default)]
@@ -248,7 +247,8 @@ async fn fetch_component(reference: String) -> (String, Result<Arc<Component>, (
 
 #[cfg(not(feature = "registry"))]
 async fn fetch_component(reference: String) -> (String, Result<Arc<Component>, (String, &'static str)>) {
-    (reference, Err((NO_REGISTRY.to_owned(), "download the component and name its file, as ./hello.wasm")))
+    let why = "this build does not fetch from registries".to_owned();
+    (reference, Err((why, "download the component and name its file, as ./hello.wasm")))
 }
 
 /// A component by itself: a file, or what a registry has where no file is of that name.
@@ -266,15 +266,8 @@ fn inspected(path: PathBuf, bytes: Vec<u8>) -> Result<Component, (String, &'stat
     Ok(Component { path, digest: Digest::of(&bytes), bytes, inspection })
 }
 
-/// All of a file, or why not.
-#[cfg(feature = "registry")]
-pub(crate) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    open(path)?.take(max + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    Ok(bytes)
-}
-
-fn read_component(path: &Path) -> Result<Component, (String, &'static str)> {
+/// A component in a file.
+pub(crate) fn read_component(path: &Path) -> Result<Component, (String, &'static str)> {
     const BUILD: &str = "build the component there first, or correct the path (it is relative to the manifest)";
     let file = open(path).map_err(|why| (format!("{why} at {}", path.display()), BUILD))?;
     let mut bytes = Vec::new();

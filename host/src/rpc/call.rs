@@ -3,7 +3,7 @@
 use super::{CONCURRENT_MAX, Caller, DEADLINE_DEFAULT, Permit, call_error, refusal};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::value::ENCODED_BYTES_MAX;
-use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving};
+use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving, Share};
 use bytes::Bytes;
 use proto::app::Name;
 use std::sync::Arc;
@@ -75,10 +75,8 @@ pub async fn serve_component(
             let end = end.clone();
             async move { end.answer(request).await }
         };
-        servings.push(match is_quick {
-            true => bus.serve_in_place(subject, queue, CONCURRENT_MAX, answer).await?,
-            false => bus.serve(subject, queue, CONCURRENT_MAX, answer).await?,
-        });
+        let share = if is_quick { Share::in_place(CONCURRENT_MAX) } else { CONCURRENT_MAX.into() };
+        servings.push(bus.serve(subject, queue, share, answer).await?);
     }
     Ok(servings)
 }

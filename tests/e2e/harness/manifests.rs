@@ -27,15 +27,18 @@ pub(crate) struct Hello {
     /// Path of its route.
     pub(crate) path: &'static str,
     /// Host name of its route; "" is any.
-    pub(crate) host: &'static str,
+    pub(crate) host: String,
     /// `key: value` that the host must have; "" is any host.
     pub(crate) on: &'static str,
     pub(crate) memory: &'static str,
+    /// Where the component is.
+    pub(crate) image: String,
 }
 
 impl Default for Hello {
     fn default() -> Self {
-        Self { name: "hello", replicas: 1, path: "/", host: "", on: "", memory: "64MiB" }
+        let image = file("manifests/hello/hello.wasm").display().to_string();
+        Self { name: "hello", replicas: 1, path: "/", host: String::new(), on: "", memory: "64MiB", image }
     }
 }
 
@@ -46,8 +49,7 @@ impl Hello {
     }
 
     pub(crate) fn text(&self) -> String {
-        let Self { name, replicas, path, host, on, memory } = self;
-        let image = file("manifests/hello/hello.wasm");
+        let Self { name, replicas, path, host, on, memory, image } = self;
         let host = if host.is_empty() { String::new() } else { format!("\n            host: {host}") };
         let spread = match *on {
             "" => String::new(),
@@ -62,7 +64,7 @@ spec:
     - name: hello
       type: component
       properties:
-        image: {}
+        image: \"{image}\"
       traits:
         - type: spreadscaler
           properties:
@@ -73,8 +75,7 @@ spec:
         - type: limits
           properties:
             memory: {memory}
-",
-            image.display()
+"
         )
     }
 }
