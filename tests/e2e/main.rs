@@ -13,6 +13,8 @@ mod apart;
 mod api;
 mod apply;
 mod bad;
+#[cfg(target_os = "linux")]
+mod chaos;
 mod garbage;
 mod harness;
 mod hostile;
