@@ -23,6 +23,7 @@ mod lost;
 mod moving;
 #[cfg(target_os = "linux")]
 mod power;
+mod programs;
 mod registry;
 mod schedulers;
 mod walls;

@@ -1,13 +1,14 @@
 //! The host's loop: takes assignments, stores them, makes them so, and says what runs. Needs nothing but the bus; when
 //! the bus is away it runs its last assignment.
 //!
-//! Reading order: `Agent` (start, shutdown), `run` (the loop), `start` (one component), `answer` (questions),
+//! Reading order: `Agent` (start, shutdown), `run` (the loop), `start` (one component), `answer` (questions), `jobs` (programs),
 //! `pulse` (heartbeats), `running` (what is up), `disk` (what is remembered), `away` (where the bus is).
 
 mod answer;
 mod away;
 mod disk;
 mod facts;
+mod jobs;
 mod pulse;
 mod run;
 mod running;
