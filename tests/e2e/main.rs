@@ -18,6 +18,7 @@ mod garbage;
 mod harness;
 mod hostile;
 mod keystore;
+mod languages;
 mod look;
 mod lost;
 mod moving;
