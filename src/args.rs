@@ -74,6 +74,8 @@ pub(crate) enum Verb {
 
     /// Call a function that an actor exports
     Call(crate::call::CallArgs),
+    /// Run a program, an actor that exports wasi:cli/run, to its end
+    Run(crate::job::RunArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
 }
@@ -85,7 +87,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Components", &["inspect", "push", "pull"]),
     ("Look", &["get", "describe", "logs", "events", "status"]),
     ("Several schedulers", &["schedulers"]),
-    ("More", &["call", "completion"]),
+    ("More", &["run", "call", "completion"]),
 ];
 
 const EXAMPLES: &str = "\

@@ -1,5 +1,6 @@
 //! Manifests and components: read, parsed, inspected, checked. Every problem of every file is collected before any is
-//! reported. Talks to no lattice; images in registries are fetched first.
+//! reported. Core modules become components
+//! here. Talks to no lattice; images in registries are fetched first.
 
 use crate::failure::Failure;
 use crate::print;
@@ -43,6 +44,8 @@ pub(crate) struct Component {
     pub(crate) digest: Digest,
     pub(crate) bytes: Vec<u8>,
     pub(crate) inspection: Inspection,
+    /// What it was made of, when the bytes were no component.
+    pub(crate) adapted: Option<&'static str>,
 }
 
 /// Reads and checks them all, or prints every problem.
@@ -262,8 +265,15 @@ pub(crate) async fn component(named: &Path) -> Result<Arc<Component>, (String, &
 
 fn inspected(path: PathBuf, bytes: Vec<u8>) -> Result<Component, (String, &'static str)> {
     // The reason says what to do already.
+    #[cfg(feature = "adapt")]
+    let (bytes, adapted) = match crate::adapt::adapt(&bytes).map_err(|why| (why, ""))? {
+        Some((made, from)) => (made, Some(from.text())),
+        None => (bytes, None),
+    };
+    #[cfg(not(feature = "adapt"))]
+    let adapted = None;
     let inspection = component::inspect(&bytes).map_err(|e| (e.to_string(), ""))?;
-    Ok(Component { path, digest: Digest::of(&bytes), bytes, inspection })
+    Ok(Component { path, digest: Digest::of(&bytes), bytes, inspection, adapted })
 }
 
 /// A component in a file.

@@ -7,6 +7,8 @@
 //!
 //! What is absent: decisions. What is desired, placed or run is decided in `scheduler` and `host`.
 
+#[cfg(feature = "adapt")]
+mod adapt;
 mod apply;
 mod args;
 mod call;
@@ -19,6 +21,7 @@ mod failure;
 mod follow;
 mod get;
 mod inspect;
+mod job;
 mod local;
 mod log;
 mod print;
@@ -123,6 +126,7 @@ async fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Verb::Status(args) => describe::status(args, &at(&args.connect)).await,
         Verb::Schedulers(args) => schedulers::schedulers(args, &at(args.connect())).await,
         Verb::Call(args) => call::call(args, &at(&args.connect)).await,
+        Verb::Run(args) => job::run(args, &at(&args.connect)).await,
         Verb::Completion(args) => completion(args),
     }
 }

@@ -81,6 +81,9 @@ pub(crate) async fn push(args: &PushArgs) -> Result<(), Failure> {
     let file = args.file.display();
     let refused = |why: String, help: &str| Failure::Refused(format!("{file}: {why}{}", then(help)));
     let component = crate::local::read_component(&args.file).map_err(|(why, help)| refused(why, help))?;
+    if let Some(from) = component.adapted {
+        print::note(format!("{file}: adapted from {from}"));
+    }
     let reference = &args.reference;
     let digests = [component.digest.to_string()];
     let config = serde_json::json!({"architecture": "wasm", "os": "wasip2", "layerDigests": digests});
@@ -88,12 +91,15 @@ pub(crate) async fn push(args: &PushArgs) -> Result<(), Failure> {
     let size = component.bytes.len();
     let layers = [ImageLayer::new(component.bytes, LAYER.to_owned(), None)];
     let (client, auth) = connect(reference).map_err(|(why, help)| refused(why, help))?;
+    let spinner = spinner(reference, size);
     let pushed = async {
         client.push(reference, &layers, config, &auth, None).await?;
         client.fetch_manifest_digest(reference, &auth).await
     };
     let failed = |e| explain(reference, &e);
-    let manifest = pushed.await.map_err(failed).map_err(|(why, help)| refused(why, help))?;
+    let pushed = pushed.await;
+    spinner.finish_and_clear();
+    let manifest = pushed.map_err(failed).map_err(|(why, help)| refused(why, help))?;
     print::out(format!("pushed {}@{manifest} ({size} bytes)", reference.whole().split('@').next().unwrap_or_default()))
 }
 
@@ -265,6 +271,17 @@ fn bar(reference: &Reference, size: u64) -> ProgressBar {
     }
     bar.set_message(reference.whole());
     bar
+}
+
+/// The library does not tell how far an upload is: at least that it goes on.
+fn spinner(reference: &Reference, size: usize) -> ProgressBar {
+    if !print::watched() {
+        return ProgressBar::hidden();
+    }
+    let spinner = ProgressBar::new_spinner();
+    spinner.set_message(format!("storing {size} bytes as {}", reference.whole()));
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
 }
 
 #[cfg(test)]

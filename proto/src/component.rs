@@ -59,7 +59,7 @@ pub enum Invalid {
     NotWasm { looks_like: &'static str },
     #[error(
         "a core module, not a component; make one with `wasm-tools component new`{}, or build for wasm32-wasip2",
-        if *.preview1 { " and the WASI preview 1 adapter" } else { "" }
+        if *.preview1 { " and the WASI preview 1 adapter, as `lattice apply` does of one that exports _start" } else { "" }
     )]
     CoreModule { preview1: bool },
     #[error("a component of binary version {version:#06x}, which is not the standard one; build it with current tools")]
@@ -68,6 +68,45 @@ pub enum Invalid {
     Truncated { len: usize, what: String },
     #[error("not a valid component: {message} (at byte {offset:#x}); build it again with current tools")]
     Invalid { message: String, offset: usize },
+}
+
+/// What of a core module tells whether a component can be made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoreModule {
+    /// It imports functions of WASI preview 1.
+    pub preview1: bool,
+    /// It exports `_start`.
+    pub program: bool,
+    /// It carries the component's world that it was bound against.
+    pub world: bool,
+}
+
+/// A valid core module; `None` for what is something else.
+pub fn core_module(bytes: &[u8]) -> Result<Option<CoreModule>, Invalid> {
+    match refuse_what_is_no_component(bytes) {
+        Err(Invalid::CoreModule { .. }) => {}
+        Err(refused @ Invalid::TooLarge { .. }) => return Err(refused),
+        _ => return Ok(None),
+    }
+    if let Some(what) = cut_short(bytes) {
+        return Err(Invalid::Truncated { len: bytes.len(), what });
+    }
+    let invalid = |e: wasmparser::Error| Invalid::Invalid { message: e.message().to_owned(), offset: e.offset() };
+    Validator::new_with_features(features()).validate_all(bytes).map_err(invalid)?;
+    let mut found = CoreModule { preview1: imports_preview1(bytes), program: false, world: false };
+    for payload in Parser::new(0).parse_all(bytes) {
+        match payload.map_err(invalid)? {
+            Payload::ExportSection(section) => {
+                for export in section {
+                    let export = export.map_err(invalid)?;
+                    found.program |= export.name == "_start" && export.kind == wasmparser::ExternalKind::Func;
+                }
+            }
+            Payload::CustomSection(section) => found.world |= section.name().starts_with("component-type"),
+            _ => {}
+        }
+    }
+    Ok(Some(found))
 }
 
 /// Validates `bytes` as the engine would and lists their imports and exports.

@@ -26,6 +26,10 @@ impl Subjects {
     pub fn ask(&self, host: &HostId) -> String {
         format!("{}.host.{host}.ask", self.prefix)
     }
+    /// Programs that a scheduler begins on this host and takes the output of.
+    pub fn job(&self, host: &HostId) -> String {
+        format!("{}.host.{host}.job", self.prefix)
+    }
     /// What schedulers subscribe to: hello of every host.
     pub fn every_hello(&self) -> String {
         format!("{}.host.*.hello", self.prefix)

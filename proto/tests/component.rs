@@ -100,7 +100,7 @@ fn what_is_no_component() {
     assert_eq!(
         said(&wat::parse_str("(module (import \"wasi_snapshot_preview1\" \"proc_exit\" (func (param i32))))").unwrap()),
         "a core module, not a component; make one with `wasm-tools component new` and the WASI preview 1 adapter, \
-         or build for wasm32-wasip2"
+         as `lattice apply` does of one that exports _start, or build for wasm32-wasip2"
     );
 }
 

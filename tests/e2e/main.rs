@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that meets what it did not expect shall end")]
 
 mod alone;
+mod among;
 mod apart;
 mod api;
 mod apply;
@@ -19,11 +20,13 @@ mod garbage;
 mod harness;
 mod hostile;
 mod keystore;
+mod languages;
 mod look;
 mod lost;
 mod moving;
 #[cfg(target_os = "linux")]
 mod power;
+mod programs;
 mod registry;
 mod schedulers;
 mod walls;

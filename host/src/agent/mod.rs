@@ -1,13 +1,14 @@
 //! The host's loop: takes assignments, stores them, makes them so, and says what runs. Needs nothing but the bus; when
 //! the bus is away it runs its last assignment.
 //!
-//! Reading order: `Agent` (start, shutdown), `run` (the loop), `start` (one component), `answer` (questions),
+//! Reading order: `Agent` (start, shutdown), `run` (the loop), `start` (one component), `answer` (questions), `jobs` (programs),
 //! `pulse` (heartbeats), `running` (what is up), `disk` (what is remembered), `away` (where the bus is).
 
 mod answer;
 mod away;
 mod disk;
 mod facts;
+mod jobs;
 mod pulse;
 mod run;
 mod running;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// Bytes of artifacts kept; the oldest that nothing names go first.
+/// Bytes of artifacts kept; at half of it, what nothing names goes at once.
 const ARTIFACT_STORE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// Instances alive at once, cut to what the machine can carry.
 const INSTANCES_MAX: u32 = 1_000;
@@ -111,7 +112,9 @@ impl Agent {
             policy: Arc::new(config.policy),
             bus: away::addresses(&bus).await,
         })?;
-        let artifacts = artifact::Store::open(&config.data.join("artifacts"), ARTIFACT_STORE_BYTES_MAX)?;
+        let artifacts = Arc::new(artifact::Store::open(&config.data.join("artifacts"), ARTIFACT_STORE_BYTES_MAX)?);
+        let share = artifact::Share::new(bus.clone(), artifacts.clone());
+        share.begin().await;
         let running = Arc::new(Running::default());
         let (routes, routed) = watch::channel(Arc::new(Routes::default()));
         let ingress = match &config.ingress {
@@ -137,7 +140,8 @@ impl Agent {
             logs: Logs::start(Some(bus.clone()), host),
             bus,
             engine,
-            artifacts: Arc::new(artifacts),
+            artifacts,
+            share,
             running,
             keyvalue: Arc::default(),
             keyvalue_dir: config.data.join("keyvalue"),

@@ -6,6 +6,7 @@ use super::pulse::{Failure, inventory};
 use super::running::{Instance, What};
 use super::start::Parts;
 use super::{Command, Identity};
+use crate::artifact::Unused;
 use crate::assignment::{self, Action, Have, Key, Verdict, Wanted};
 use crate::ingress::{Ingress, Routes};
 use proto::app::Kind;
@@ -44,6 +45,7 @@ pub(super) struct Loop {
     starting: BTreeMap<Key, u64>,
     failed: BTreeMap<Key, (Failure, u32, Instant)>,
     starts: JoinSet<(Key, Wanted, Result<Instance, String>)>,
+    unused: Unused,
     changed: bool,
 }
 
@@ -70,6 +72,7 @@ impl Loop {
             starting: BTreeMap::new(),
             failed: BTreeMap::new(),
             starts: JoinSet::new(),
+            unused: Unused::default(),
             changed: true,
         }
     }
@@ -280,8 +283,8 @@ impl Loop {
         }
     }
 
-    /// Housekeeping: expired values, artifacts that nothing names once half of the room is taken.
-    fn sweep(&self) {
+    /// Housekeeping: expired values, artifacts that nothing names.
+    fn sweep(&mut self) {
         if let Some(store) = self.parts.keyvalue.get().cloned() {
             tokio::spawn(async move {
                 if let Err(error) = store.sweep().await {
@@ -289,18 +292,17 @@ impl Loop {
                 }
             });
         }
-        let (held, max) = self.parts.artifacts.bytes();
-        if held * 2 < max {
-            return;
-        }
         let named = self.wanted.values().flat_map(|w| w.app.components.values()).filter_map(|c| match &c.kind {
             Kind::Actor(a) => a.digest.clone(),
             Kind::Provider(_) => None,
         });
         let named: BTreeSet<_> = named.collect();
-        for (digest, _) in self.parts.artifacts.list().into_iter().filter(|(d, _)| !named.contains(d)) {
-            if let Err(error) = self.parts.artifacts.remove(&digest) {
-                tracing::warn!(%digest, %error, "artifact not removed");
+        let (bytes, max) = self.parts.artifacts.bytes();
+        let held: Vec<_> = self.parts.artifacts.list().into_iter().map(|(digest, _)| digest).collect();
+        for digest in self.unused.may_go(&held, &named, bytes * 2 >= max, Instant::now()) {
+            match self.parts.share.remove(&digest) {
+                Ok(()) => tracing::info!(%digest, "artifact removed: nothing names it"),
+                Err(error) => tracing::warn!(%digest, %error, "artifact not removed"),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::pulse::Pulse;
 use super::running::{Instance, Running, What};
-use crate::artifact::{self, fetch};
+use crate::artifact::{self, Share, fetch};
 use crate::assignment::{Key, Wanted};
 use crate::engine::{Engine, Spec};
 use crate::link::{Table, permit};
@@ -22,6 +22,7 @@ pub(super) struct Parts {
     pub(super) bus: Bus,
     pub(super) engine: Engine,
     pub(super) artifacts: Arc<artifact::Store>,
+    pub(super) share: Share,
     pub(super) running: Arc<Running>,
     pub(super) logs: Logs,
     pub(super) keyvalue: Arc<OnceCell<KeyvalueStore>>,
@@ -48,6 +49,7 @@ impl Parts {
     ) -> Result<Instance, String> {
         let digest = actor.digest.clone().ok_or("its image was not resolved; apply the app again")?;
         fetch::fetch(&self.bus, &self.artifacts, &digest).await.map_err(|e| e.to_string())?;
+        self.share.offer(&digest).await;
         let (store, wants) = (self.artifacts.clone(), digest.clone());
         let bytes = move || match store.read(&wants) {
             Ok(Some(bytes)) => Ok(bytes),

@@ -1,6 +1,7 @@
 //! One revision of an actor on this host: linked once, then a fresh instance per invocation, as many at once as it has
 //! replicas here, each within its limits.
 
+use super::batch::Batch;
 use super::dynamic;
 use super::gate::{Closed, Entry, Gate, Permit};
 use super::granted::Granted;
@@ -15,6 +16,7 @@ use crate::capability::{Imports, LogSink};
 use crate::value::{decode_vals, encode_vals};
 use bytes::Bytes;
 use proto::app::{Grants, Limits, Name};
+use proto::policy::Policy;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -55,7 +57,7 @@ pub struct Stats {
 pub struct Actor {
     pub(super) shared: Arc<Shared>,
     pub(super) proxy: Option<ProxyPre<State>>,
-    pre: InstancePre<State>,
+    pub(super) pre: InstancePre<State>,
     module: Arc<Module>,
     revision: u64,
 }
@@ -157,7 +159,7 @@ impl Actor {
         encode_vals(&results, &export.results)
     }
 
-    fn export(&self, interface: &str, function: &str) -> Result<&Export, CallError> {
+    pub(super) fn export(&self, interface: &str, function: &str) -> Result<&Export, CallError> {
         let (label, exports) = (&self.shared.env.label, &self.module.exports);
         let of_itself = interface.is_empty();
         let Some(functions) = exports.get(without_version(interface)) else {
@@ -236,7 +238,7 @@ const NAMES_MAX: usize = 30;
 /// The interface through which HTTP comes in.
 pub(super) const HANDLER: &str = "wasi:http/incoming-handler";
 
-fn lost() -> wasmtime::Error {
+pub(super) fn lost() -> wasmtime::Error {
     wasmtime::Error::msg("the function is not in the instance")
 }
 
@@ -333,6 +335,16 @@ pub(super) enum Entering {
 impl Shared {
     /// Waits for a replica and for room on this host, then makes a store. Refuses rather than queue without bound.
     pub(super) async fn enter(&self, asked: Option<Duration>, entering: Entering) -> Result<Run, CallError> {
+        self.enter_with(asked, entering, None).await
+    }
+
+    /// The same, for a program with what its caller gave it.
+    pub(super) async fn enter_with(
+        &self,
+        asked: Option<Duration>,
+        entering: Entering,
+        batch: Option<Batch>,
+    ) -> Result<Run, CallError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let own = Duration::from_millis(self.env.limits.deadline_ms.min(DEADLINE_MS_MAX));
         let deadline = Instant::now() + asked.map_or(own, |asked| asked.min(own));
@@ -340,7 +352,7 @@ impl Shared {
         let slot = self.slot(deadline, entering).await?;
         let engine = &self.engine.inner;
         let instance = engine.instances.fetch_add(1, Ordering::Relaxed) + 1;
-        let state = State::new(&self.env, instance, deadline).map_err(|e| {
+        let state = State::new(&self.env, instance, deadline, batch).map_err(|e| {
             CallError::Unavailable(format!("actor {}: its grants can not be given: {e:#}", self.env.label))
         })?;
         let mut store = Store::new(&engine.engine, state);
@@ -394,8 +406,13 @@ impl Shared {
         Laned::new(work, &self.engine.inner.lanes, until.spent.clone(), self.habit.clone())
     }
 
+    /// What this host takes away.
+    pub(super) fn policy(&self) -> &Policy {
+        &self.engine.inner.policy
+    }
+
     /// Its result, or that it is late.
-    async fn in_time<T: Send + 'static>(&self, until: Until, work: Work<T>) -> Result<T, CallError> {
+    pub(super) async fn in_time<T: Send + 'static>(&self, until: Until, work: Work<T>) -> Result<T, CallError> {
         match timeout_at(until.deadline.into(), self.laned(&until, work)).await {
             Ok(ended) => ended,
             Err(_) => Err(self.late(&until.log)),

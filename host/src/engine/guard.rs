@@ -29,12 +29,12 @@ pub(super) struct Denied {
 
 /// Functions that give a value and no error, by interface.
 const TRAPPING: &[(&str, &[&str])] = &[
-    ("wasi:cli/exit", &["exit"]),
     ("wasi:clocks/wall-clock", &["now", "resolution"]),
     ("wasi:random/insecure", &["get-insecure-random-bytes", "get-insecure-random-u64"]),
     ("wasi:random/random", &["get-random-bytes", "get-random-u64"]),
 ];
 
+const EXIT: &str = "wasi:cli/exit";
 const LOOKUP: (&str, &str) = ("wasi:sockets/ip-name-lookup", "resolve-addresses");
 /// Those that give an error of `wasi:sockets`, beside the look-up of names.
 const REFUSING: &[(&str, &str)] =
@@ -62,6 +62,7 @@ pub(super) fn shadow(linker: &mut Linker<State>, granted: &Granted) -> wasmtime:
             Ok(())
         })?;
     }
+    exits(linker)?;
     // Its parameter is a handle, which only a typed function gives back by itself.
     type Found = Result<Resource<ResolveAddressStream>, ErrorCode>;
     if let Some(grant) = Grant::named(LOOKUP.0).filter(|grant| !grant.is_given(&granted.grants)) {
@@ -76,6 +77,22 @@ pub(super) fn shadow(linker: &mut Linker<State>, granted: &Granted) -> wasmtime:
     }
     linker.allow_shadowing(false);
     Ok(())
+}
+
+/// Both ways to end; the one with a code is not in the library's own set. A program needs no grant for its last word.
+fn exits(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    fn leave(store: StoreContextMut<'_, State>, function: &str, code: u8) -> wasmtime::Result<()> {
+        match Grant::named(EXIT) {
+            Some(grant) if !store.data().is_batch && !grant.is_given(&store.data().env().granted.grants) => {
+                let function = format!("{EXIT}.{function}");
+                Err(Denied { function, name: grant.name, example: grant.example }.into())
+            }
+            _ => Err(wasmtime_wasi::I32Exit(i32::from(code)).into()),
+        }
+    }
+    let mut to = linker.instance(&format!("{EXIT}@{VERSION}"))?;
+    to.func_wrap("exit", |store, (ended,): (Result<(), ()>,)| leave(store, "exit", u8::from(ended.is_err())))?;
+    to.func_wrap("exit-with-code", |store, (code,): (u8,)| leave(store, "exit-with-code", code))
 }
 
 fn refuse(state: &State, (interface, function): (&str, &str), grant: &Grant) {
@@ -152,7 +169,9 @@ mod tests {
 
     #[test]
     fn every_function_that_is_guarded_has_a_grant() {
-        for interface in TRAPPING.iter().map(|(i, _)| i).chain(REFUSING.iter().map(|(i, _)| i)).chain([&LOOKUP.0]) {
+        for interface in
+            TRAPPING.iter().map(|(i, _)| i).chain(REFUSING.iter().map(|(i, _)| i)).chain([&LOOKUP.0, &EXIT])
+        {
             assert!(Grant::named(interface).is_some(), "{interface}");
         }
     }

@@ -2,14 +2,15 @@
 //! per invocation.
 //!
 //! Reading order: `config` (how wasmtime is set up), `cache` (compiled code on disk), `module` (what a component
-//! imports and exports), `actor` (an actor revision and its invocations), `http` and `dynamic` (the two kinds of
-//! calls), `state` (what an instance carries), `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `lane`
+//! imports and exports), `actor` (an actor revision and its invocations), `http`, `dynamic` and `batch` (the kinds
+//! of calls), `state` (what an instance carries), `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `lane`
 //! (which threads), `glue` (capabilities), `gate` (the queue).
 //!
 //! A trap, an endless loop or a memory bomb ends one invocation, with a named error. Nothing in here may panic on what
 //! a guest does, and nothing that a guest can grow is without a bound.
 
 mod actor;
+mod batch;
 mod body;
 mod cache;
 mod config;
@@ -31,6 +32,7 @@ mod tests;
 mod wasi;
 
 pub use actor::{Actor, Spec, Stats};
+pub use batch::{COMMAND, Job, Printed};
 pub use config::{Config, machine_memory_bytes};
 pub use granted::BusAddresses;
 pub use module::Module;

@@ -133,6 +133,10 @@ impl Stream {
     pub(super) fn new(log: &Arc<Log>, name: &'static str) -> Self {
         Self { line: Arc::new(Line { log: log.clone(), name, pending: Mutex::new(Vec::new()) }) }
     }
+
+    pub(super) fn write(&self, bytes: &[u8]) {
+        self.line.write(bytes);
+    }
 }
 
 impl Line {

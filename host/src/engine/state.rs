@@ -1,5 +1,6 @@
 //! What one instance carries: its WASI context, its limits, and what it shares with the actor's other instances.
 
+use super::batch::Batch;
 use super::granted::Granted;
 use super::guard::Seeded;
 use super::lane::Spent;
@@ -54,6 +55,8 @@ pub(super) struct State {
     seeded: Option<Seeded>,
     /// Where pages of `wasi:keyvalue` listings go on, for the draft whose cursors are numbers.
     pub(super) cursors: Vec<String>,
+    /// It is a program, whose last word is its exit code.
+    pub(super) is_batch: bool,
 }
 
 /// Decides about outgoing HTTP; see `outgoing`.
@@ -63,12 +66,12 @@ pub(super) struct Hooks {
 }
 
 impl State {
-    pub(super) fn new(env: &Arc<Env>, instance: u64, deadline: Instant) -> Result<Self> {
+    pub(super) fn new(env: &Arc<Env>, instance: u64, deadline: Instant, batch: Option<Batch>) -> Result<Self> {
         let log = Log::new(env.clone(), instance);
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         Ok(Self {
-            wasi: wasi::context(env, &log)?,
+            wasi: wasi::context(env, &log, batch.as_ref())?,
             http: env.http.clone(),
             table,
             hooks: Hooks { env: env.clone(), log },
@@ -77,6 +80,7 @@ impl State {
             spent: Arc::default(),
             seeded: None,
             cursors: Vec::new(),
+            is_batch: batch.is_some(),
         })
     }
     pub(super) fn env(&self) -> &Arc<Env> {

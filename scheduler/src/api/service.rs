@@ -206,6 +206,11 @@ impl Control for Service {
         self.call_actor(request.into_inner()).await.map(Response::new)
     }
 
+    type RunStream = super::run::RunStream;
+    async fn run(&self, request: Request<pb::RunRequest>) -> Answer<Self::RunStream> {
+        self.run_program(request.into_inner()).await.map(Response::new)
+    }
+
     async fn status(&self, _: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
         let raft = self.shared.raft.status().borrow().clone();
         let hosts = self.shared.replica.read().hosts.len();

@@ -122,7 +122,7 @@ impl Lattice {
         self.main = Some(process);
     }
 
-    fn start_scheduler(&mut self) {
+    pub(crate) fn start_scheduler(&mut self) {
         let mut command = Command::new(PROGRAM);
         command.args(["scheduler", "--api", "127.0.0.1:0", "--nats", &self.bus, "--data"]);
         command.arg(self.dir().join("scheduler"));
@@ -211,6 +211,17 @@ impl Lattice {
             Broker::Embedded => self.start_up(),
             Broker::Nats => self.start_scheduler(),
         }
+    }
+
+    /// `kill -9` of the scheduler alone, on nats-server.
+    pub(crate) fn kill_scheduler(&mut self) {
+        assert_eq!(self.broker, Broker::Nats, "the embedded broker would go with it");
+        self.main.take().expect("it runs").kill();
+    }
+
+    /// What a host that is a process of its own has logged since it was first started.
+    pub(crate) fn log_of(&self, host: &str) -> String {
+        std::fs::read_to_string(self.dir().join(format!("host-{host}.err"))).unwrap_or_default()
     }
 
     /// `kill -9` of the bus: nats-server, or `up` with the broker in it.

@@ -1,7 +1,7 @@
 //! Manifests: those of the examples, and variations of them written into a lattice's folder.
 
 use super::{Lattice, file};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(crate) fn hello() -> PathBuf {
     file("manifests/hello/app.yaml")
@@ -17,6 +17,21 @@ pub(crate) fn keystore_builtin() -> PathBuf {
 }
 pub(crate) fn keystore_actor() -> PathBuf {
     file("manifests/keystore/actor.yaml")
+}
+pub(crate) fn words() -> PathBuf {
+    file("manifests/words/app.yaml")
+}
+
+/// One actor "a" of the app `name`, of the component or module at `image`, with these traits (YAML, one a line).
+pub(crate) fn actor(lattice: &Lattice, name: &str, image: &Path, traits: &[&str]) -> PathBuf {
+    let traits: String = traits.iter().map(|t| format!("        - {t}\n")).collect();
+    let traits = if traits.is_empty() { traits } else { format!("      traits:\n{traits}") };
+    let text = format!(
+        "apiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata: {{name: {name}}}\nspec:\n  components:\n    \
+         - name: a\n      type: component\n      properties: {{image: {}}}\n{traits}",
+        image.display()
+    );
+    lattice.write(&format!("{name}.yaml"), text)
 }
 
 /// One actor of the hello component, as it can be varied.
