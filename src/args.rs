@@ -72,6 +72,12 @@ pub(crate) enum Verb {
     /// List, add and remove schedulers; choose who leads
     Schedulers(crate::schedulers::SchedulersArgs),
 
+    /// Write the state of the lattice and its components to a file
+    Backup(crate::backup::BackupArgs),
+    /// Make a new scheduler of a backup
+    #[cfg(feature = "scheduler")]
+    Restore(crate::backup::RestoreArgs),
+
     /// Call a function that an actor exports
     Call(crate::call::CallArgs),
     /// Print a completion script for a shell
@@ -84,7 +90,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Change what runs", &["apply", "validate", "delete", "scale", "rollback", "cordon", "uncordon", "drain"]),
     ("Components", &["inspect", "push", "pull"]),
     ("Look", &["get", "describe", "logs", "events", "status"]),
-    ("Several schedulers", &["schedulers"]),
+    ("Several schedulers, and their loss", &["schedulers", "backup", "restore"]),
     ("More", &["call", "completion"]),
 ];
 

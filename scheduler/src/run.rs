@@ -5,7 +5,7 @@ use crate::control::{self, Shared};
 use crate::events::Events;
 use crate::plan::Config as Timers;
 use crate::replica::Replica;
-use crate::{api, gather, peer, raft};
+use crate::{api, backup, gather, peer, raft};
 use bus::Bus;
 use proto::app::LatticeName;
 use std::net::SocketAddr;
@@ -51,6 +51,8 @@ pub enum Error {
     Artifact(#[from] artifact::Error),
     #[error(transparent)]
     Api(#[from] api::Error),
+    #[error(transparent)]
+    Backup(#[from] backup::Error),
     #[error("{}: {source}; make the folder writable or give another --data", path.display())]
     Data { path: PathBuf, source: std::io::Error },
 }
@@ -71,6 +73,7 @@ impl Scheduler {
     pub async fn start(config: Config, bus: Bus) -> Result<Self, Error> {
         let data = config.data.clone();
         std::fs::create_dir_all(&data).map_err(|source| Error::Data { path: data.clone(), source })?;
+        backup::expect_whole(&data)?;
         let replica = Replica::default();
         let (addr, listener) = api::bind(&config.api).await?;
         let mut door = peer::open(config.peer.as_ref(), config.id, config.lattice.as_str(), &data).await?;

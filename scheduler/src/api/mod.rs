@@ -2,6 +2,7 @@
 //! that any gRPC client can drive it. Holds handles only: what is decided is decided in `state` and `plan`.
 
 mod apply;
+mod backup;
 mod service;
 mod stream;
 mod watch;

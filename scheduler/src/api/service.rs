@@ -241,6 +241,11 @@ impl Control for Service {
         self.peers.remove(request).await.map(Response::new)
     }
 
+    type BackupStream = super::backup::BackupStream;
+    async fn backup(&self, request: Request<pb::BackupRequest>) -> Answer<Self::BackupStream> {
+        self.backup_of(request.into_inner()).await.map(Response::new)
+    }
+
     async fn transfer_leader(&self, request: Request<pb::TransferLeaderRequest>) -> Answer<pb::TransferLeaderResponse> {
         self.peers.transfer(request.into_inner().to).await.map(Response::new)
     }

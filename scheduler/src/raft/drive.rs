@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::disk::Disk;
 use super::handle::{self, Applied, Event, Handle, Status};
 use super::node::{Committed, Installed, Node, NotTaken, Outgoing, Read, Role, Settings, Work};
-use super::storage::{Begin, Store};
+use super::storage::{Begin, GENESIS, Store};
 use super::{Config, Error, StateMachine, Transport};
 
 /// What one round takes in before it turns to the disk.
@@ -43,7 +43,7 @@ pub(super) fn start<S: StateMachine, D: Disk>(
     transport: Box<dyn Transport>,
     on_fatal: OnFatal,
 ) -> Result<Handle, Error> {
-    let begin = Begin { voters: &config.voters, log_id: &config.log_id, may_begin: config.may_begin };
+    let begin = Begin { voters: &config.voters, log_id: &config.log_id, may_begin: config.may_begin, at: GENESIS };
     let (store, opened) = Store::open(disk, &config.dir, config.id, &begin, || state.snapshot())?;
     let applied = opened.start.snapshot.index;
     if !opened.fresh {
@@ -310,6 +310,10 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
             let Work { messages, snapshot, entries, hard, must_sync, messages_after, committed, reads, receipt } = work;
             self.send(messages);
             self.apply(committed)?;
+            if let Some(Installed { meta, data }) = &snapshot {
+                let refused = |detail| Error::Newer { index: meta.index, detail };
+                self.state.can_restore(data).map_err(refused)?;
+            }
             self.store.write(snapshot.as_ref(), &entries, hard, must_sync)?;
             if let Some(installed) = snapshot {
                 self.install(&installed)?;
@@ -350,6 +354,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
             } else if entry.data.is_empty() {
                 Vec::new()
             } else {
+                self.state.can_apply(&entry.data).map_err(|detail| Error::Newer { index, detail })?;
                 self.state.apply(index, &entry.data)
             };
             self.applied = index;

@@ -79,6 +79,19 @@ impl State {
         self.to_snapshot().encode_to_vec()
     }
 
+    /// Makes this the beginning of a new log at `index`, which is above all that hosts have confirmed: what is desired and
+    /// where it is placed stays, every host is told anew, and who the schedulers were is forgotten.
+    pub fn begin_anew(&mut self, index: u64) {
+        self.applied = index;
+        self.plan_base = index;
+        for host in self.hosts.values_mut() {
+            host.generation = index;
+        }
+        self.members.clear();
+        self.next_member = 0;
+        self.tokens.clear();
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Corrupt> {
         let snapshot = pb::Snapshot::decode(bytes).map_err(|e| Corrupt(format!("does not decode: {e}")))?;
         Self::from_snapshot(snapshot)
