@@ -90,7 +90,8 @@ fn tell(file: &Path, (made, size): (v1::Backup, u64)) -> Result<(), Failure> {
 
 /// What a backup is of.
 fn what(made: &v1::Backup) -> String {
-    let components = if made.bare { "no components".to_owned() } else { count(made.components.len() as u64, "component") };
+    let components =
+        if made.bare { "no components".to_owned() } else { count(made.components.len() as u64, "component") };
     format!(
         "lattice {} at log index {}: {}, {}, {components}",
         print::clean(&made.lattice),

@@ -10,7 +10,6 @@ use crate::gather;
 use crate::raft::{self, offline};
 use crate::replica::Replica;
 use crate::state::{Corrupt, State, VERSION, invariant};
-use prost::Message;
 use proto::app::{Digest, LatticeName};
 use proto::backup::{Part, Piece, Problem, Reader, head};
 use proto::v1 as pb;
@@ -110,7 +109,7 @@ impl Made {
             made_by: env!("CARGO_PKG_VERSION").to_owned(),
             index: state.applied,
             term: about.term,
-            vocabulary: VERSION,
+            vocabulary: state.vocabulary,
             uncertain: about.uncertain,
             apps: state.apps.len() as u64,
             hosts: state.hosts.len() as u64,
@@ -317,6 +316,7 @@ mod tests {
 
     use super::*;
     use crate::raft::StateMachine as _;
+    use prost::Message as _;
     use proto::v1::command::What;
 
     const NOW: u64 = 1_800_000_000_000;
@@ -347,7 +347,8 @@ mod tests {
         apply(2, What::ApplyApp(pb::ApplyApp { spec, if_version: 0 }));
         let hello = pb::Hello { host: HOST.into(), lattice: "plant".into(), name: "edge".into(), ..Default::default() };
         apply(3, What::RegisterHost(pb::RegisterHost { hello: Some(hello) }));
-        let set = pb::SetMember { id: 1, peer: "m:1".into(), api: "m:2".into(), log_id: "old".into() };
+        let (peer, api, log_id) = ("m:1".into(), "m:2".into(), "old".into());
+        let set = pb::SetMember { id: 1, peer, api, log_id, vocabulary: 1 };
         apply(4, What::SetMember(set));
         (state, component)
     }

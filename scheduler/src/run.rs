@@ -39,6 +39,8 @@ pub struct Config {
     pub timers: Timers,
     /// Log bytes before a snapshot.
     pub log_bytes_max: u64,
+    /// The newest version of commands that it applies: that of this build, unless it shall act as an older one.
+    pub vocabulary: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +76,8 @@ impl Scheduler {
         let data = config.data.clone();
         std::fs::create_dir_all(&data).map_err(|source| Error::Data { path: data.clone(), source })?;
         backup::expect_whole(&data)?;
-        let replica = Replica::default();
+        let gate = api::Gate::open(config.api.demands_token(), &data)?;
+        let replica = Replica::of(config.vocabulary);
         let (addr, listener) = api::bind(&config.api).await?;
         let mut door = peer::open(config.peer.as_ref(), config.id, config.lattice.as_str(), &data).await?;
         let log = raft::Config {
@@ -100,7 +103,7 @@ impl Scheduler {
         let shared = Shared::new(config.lattice.to_string(), bus, raft, replica, events, config.timers);
         let (stop, stopped) = watch::channel(false);
         let serving =
-            api::serve(&config.api, listener, shared.clone(), artifacts.clone(), peers.clone(), stopped.clone())
+            api::serve(&config.api, listener, shared.clone(), artifacts.clone(), peers.clone(), gate, stopped.clone())
                 .await?;
         let mut tasks = vec![tokio::spawn(serving)];
         let fetch: peer::Fetch = {
@@ -112,6 +115,7 @@ impl Scheduler {
         };
         tasks.push(tokio::spawn(peer::serve(peers.clone(), inbox, fetch, stopped.clone())));
         tasks.push(tokio::spawn(peer::keep(peers.clone(), stopped.clone())));
+        tasks.push(tokio::spawn(peer::announce(peers.clone(), shared.bus.clone(), stopped.clone())));
         let (broken, _) = watch::channel(false);
         tasks.push(tokio::spawn(watched(observe(shared.clone(), stopped.clone()), broken.clone())));
         tasks.push(tokio::spawn(hold(shared.clone(), artifacts.clone(), stopped.clone())));

@@ -8,10 +8,12 @@
 #![cfg(all(feature = "host", feature = "scheduler"))]
 #![allow(clippy::unwrap_used, reason = "a test that meets what it did not expect shall end")]
 
+mod access;
 mod alone;
 mod apart;
 mod api;
 mod apply;
+mod backup;
 mod bad;
 mod garbage;
 mod harness;
@@ -22,6 +24,8 @@ mod lost;
 mod moving;
 #[cfg(target_os = "linux")]
 mod power;
+mod reads;
 mod registry;
 mod schedulers;
+mod versions;
 mod walls;

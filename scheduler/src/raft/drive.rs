@@ -31,6 +31,11 @@ pub(super) type OnFatal = Box<dyn FnOnce(&Error) + Send>;
 
 /// A member whose disk failed or whose state is unknown must not take part any longer, not even to say goodbye.
 pub(super) fn abort(error: &Error) {
+    // Nothing is wrong with the disk or what is on it: it ends in good order, and a newer build goes on.
+    if matches!(error, Error::Newer { .. }) {
+        error!(%error, "this scheduler ends");
+        return;
+    }
     error!(%error, "the replicated log can not go on, the process ends");
     eprintln!("lattice: the replicated log can not go on: {error}");
     std::process::abort();
@@ -47,6 +52,7 @@ pub(super) fn start<S: StateMachine, D: Disk>(
     let (store, opened) = Store::open(disk, &config.dir, config.id, &begin, || state.snapshot())?;
     let applied = opened.start.snapshot.index;
     if !opened.fresh {
+        state.can_restore(&opened.state).map_err(|detail| Error::Newer { index: applied, detail })?;
         state.restore(applied, &opened.state).map_err(|detail| Error::Restore { index: applied, detail })?;
     }
     let settings = Settings {

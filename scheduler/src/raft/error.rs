@@ -60,6 +60,8 @@ pub enum Error {
          is kept, and goes on from there"
     )]
     Newer { index: u64, detail: String },
+    #[error("{0}")]
+    Outdated(String),
     #[error("{doing} {path}: {source}; check the disk's space, health and permissions, then start again")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
     #[error("raft: {0}; this is a fault in lattice, please report it with the log")]

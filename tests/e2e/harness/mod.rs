@@ -2,6 +2,7 @@
 //! Waiting is always for a state, with a deadline; nothing here sleeps to let time pass.
 
 mod broker;
+mod cluster;
 pub(crate) mod http;
 mod lattice;
 pub(crate) mod load;
@@ -9,6 +10,7 @@ pub(crate) mod manifests;
 mod process;
 
 pub(crate) use broker::{Broker, NatsServer};
+pub(crate) use cluster::{Cluster, finish};
 pub(crate) use lattice::{Lattice, PROGRAM, clean};
 pub(crate) use process::Process;
 
