@@ -72,6 +72,14 @@ pub(crate) enum Verb {
     /// List, add and remove schedulers; choose who leads
     Schedulers(crate::schedulers::SchedulersArgs),
 
+    /// Make, list and remove tokens of the API
+    Access(crate::access::AccessArgs),
+    /// Write the state of the lattice and its components to a file
+    Backup(crate::backup::BackupArgs),
+    /// Make a new scheduler of a backup
+    #[cfg(feature = "scheduler")]
+    Restore(crate::backup::RestoreArgs),
+
     /// Call a function that an actor exports
     Call(crate::call::CallArgs),
     /// Run a program, an actor that exports wasi:cli/run, to its end
@@ -86,7 +94,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Change what runs", &["apply", "validate", "delete", "scale", "rollback", "cordon", "uncordon", "drain"]),
     ("Components", &["inspect", "push", "pull"]),
     ("Look", &["get", "describe", "logs", "events", "status"]),
-    ("Several schedulers", &["schedulers"]),
+    ("The control plane", &["schedulers", "access", "backup", "restore"]),
     ("More", &["run", "call", "completion"]),
 ];
 
@@ -116,6 +124,9 @@ pub(crate) struct Connect {
     /// PEM certificate of the CA that signed the API's certificate; means https
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
+    /// File with the token that the API demands [env: LATTICE_TOKEN is the token itself]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 impl Connect {
@@ -125,12 +136,13 @@ impl Connect {
             (None, None) => (before.api.clone(), before.context.clone()),
             (api, context) => (api.clone(), context.clone()),
         };
-        Self { api, context, ca: self.ca.clone().or_else(|| before.ca.clone()) }
+        let token_file = self.token_file.clone().or_else(|| before.token_file.clone());
+        Self { api, context, ca: self.ca.clone().or_else(|| before.ca.clone()), token_file }
     }
 
     #[cfg(any(feature = "host", feature = "scheduler"))]
     pub(crate) fn is_given(&self) -> bool {
-        self.api.is_some() || self.context.is_some() || self.ca.is_some()
+        self.api.is_some() || self.context.is_some() || self.ca.is_some() || self.token_file.is_some()
     }
 }
 

@@ -118,7 +118,10 @@ fn check_digest(s: &str) -> Result<(), Invalid> {
 impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         use sha2::Digest as _;
-        let sum = sha2::Sha256::digest(bytes);
+        Self::of_sum(&sha2::Sha256::digest(bytes).into())
+    }
+    /// That of bytes whose SHA-256 is known.
+    pub fn of_sum(sum: &[u8; 32]) -> Self {
         let mut text = String::with_capacity(71);
         text.push_str("sha256:");
         for byte in sum {

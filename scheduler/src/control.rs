@@ -1,11 +1,11 @@
 //! The leader's loop: observe, plan, propose, dispatch. Decides nothing itself: `plan` does. One task owns it; every
 //! scheduler listens to heartbeats, so that a new leader is warm.
 
-use crate::events::{Events, unix_ms};
+use crate::events::Events;
 use crate::plan::{self, Config as Timers, Heard, Observed, Unplaced};
 use crate::raft;
 use crate::replica::{Replica, outcomes};
-use crate::state::{HOSTS_MAX, VERSION};
+use crate::state::HOSTS_MAX;
 use crate::status::View;
 use bus::{Bus, Headers};
 use prost::Message;
@@ -103,7 +103,8 @@ impl Shared {
 
     /// Proposes commands in one entry; gives an outcome for each.
     pub async fn propose(&self, commands: Vec<pb::Command>) -> Result<Vec<pb::Outcome>, raft::Error> {
-        let entry = pb::Entry { version: VERSION, time_ms: unix_ms(), commands };
+        let me = self.raft.status().borrow().id;
+        let entry = self.replica.entry(me, commands)?;
         let applied = self.raft.propose(entry.encode_to_vec()).await?;
         Ok(outcomes(&applied))
     }

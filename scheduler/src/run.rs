@@ -5,7 +5,7 @@ use crate::control::{self, Shared};
 use crate::events::Events;
 use crate::plan::Config as Timers;
 use crate::replica::Replica;
-use crate::{api, gather, peer, raft};
+use crate::{api, backup, gather, peer, raft};
 use bus::Bus;
 use proto::app::LatticeName;
 use std::net::SocketAddr;
@@ -39,6 +39,8 @@ pub struct Config {
     pub timers: Timers,
     /// Log bytes before a snapshot.
     pub log_bytes_max: u64,
+    /// The newest version of commands that it applies: that of this build, unless it shall act as an older one.
+    pub vocabulary: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,8 @@ pub enum Error {
     Artifact(#[from] artifact::Error),
     #[error(transparent)]
     Api(#[from] api::Error),
+    #[error(transparent)]
+    Backup(#[from] backup::Error),
     #[error("{}: {source}; make the folder writable or give another --data", path.display())]
     Data { path: PathBuf, source: std::io::Error },
 }
@@ -71,7 +75,9 @@ impl Scheduler {
     pub async fn start(config: Config, bus: Bus) -> Result<Self, Error> {
         let data = config.data.clone();
         std::fs::create_dir_all(&data).map_err(|source| Error::Data { path: data.clone(), source })?;
-        let replica = Replica::default();
+        backup::expect_whole(&data)?;
+        let gate = api::Gate::open(config.api.demands_token(), &data)?;
+        let replica = Replica::of(config.vocabulary);
         let (addr, listener) = api::bind(&config.api).await?;
         let mut door = peer::open(config.peer.as_ref(), config.id, config.lattice.as_str(), &data).await?;
         let log = raft::Config {
@@ -97,7 +103,7 @@ impl Scheduler {
         let shared = Shared::new(config.lattice.to_string(), bus, raft, replica, events, config.timers);
         let (stop, stopped) = watch::channel(false);
         let serving =
-            api::serve(&config.api, listener, shared.clone(), artifacts.clone(), peers.clone(), stopped.clone())
+            api::serve(&config.api, listener, shared.clone(), artifacts.clone(), peers.clone(), gate, stopped.clone())
                 .await?;
         let mut tasks = vec![tokio::spawn(serving)];
         let fetch: peer::Fetch = {
@@ -109,6 +115,7 @@ impl Scheduler {
         };
         tasks.push(tokio::spawn(peer::serve(peers.clone(), inbox, fetch, stopped.clone())));
         tasks.push(tokio::spawn(peer::keep(peers.clone(), stopped.clone())));
+        tasks.push(tokio::spawn(peer::announce(peers.clone(), shared.bus.clone(), stopped.clone())));
         let (broken, _) = watch::channel(false);
         tasks.push(tokio::spawn(watched(observe(shared.clone(), stopped.clone()), broken.clone())));
         tasks.push(tokio::spawn(hold(shared.clone(), artifacts.clone(), stopped.clone())));

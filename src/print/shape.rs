@@ -111,7 +111,20 @@ pub(crate) struct Scheduler {
     pub(crate) state: String,
     /// Log index up to which it has everything.
     pub(crate) index: u64,
+    /// The newest version of log commands that it can apply.
+    pub(crate) vocabulary: u32,
     pub(crate) message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Access {
+    pub(crate) name: String,
+    /// admin | viewer
+    pub(crate) role: String,
+    /// RFC 3339, UTC.
+    pub(crate) created: String,
+    #[serde(skip)]
+    pub(crate) created_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -277,7 +290,22 @@ impl From<v1::RevisionStatus> for Revision {
 
 impl From<v1::SchedulerStatus> for Scheduler {
     fn from(s: v1::SchedulerStatus) -> Self {
-        Self { id: s.id, address: s.peer, api: s.api, role: s.role, state: s.state, index: s.index, message: s.message }
+        Self {
+            id: s.id,
+            address: s.peer,
+            api: s.api,
+            role: s.role,
+            state: s.state,
+            index: s.index,
+            vocabulary: s.vocabulary,
+            message: s.message,
+        }
+    }
+}
+
+impl From<v1::AccessStatus> for Access {
+    fn from(a: v1::AccessStatus) -> Self {
+        Self { name: a.name, role: a.role, created: rfc3339(a.made_ms), created_ms: a.made_ms }
     }
 }
 

@@ -106,7 +106,7 @@ impl TlsArgs {
 }
 
 /// The folder for a role's data: the one given, or its own under the user's data folder.
-fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
     match given {
         Some(path) => std::path::absolute(path).map_err(|e| Failure::Usage(format!("--data {}: {e}", path.display()))),
         None => directories::ProjectDirs::from("", "", "lattice")
@@ -115,7 +115,7 @@ fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
     }
 }
 
-fn lattice_name(text: &str) -> Result<LatticeName, String> {
+pub(crate) fn lattice_name(text: &str) -> Result<LatticeName, String> {
     text.parse().map_err(|e: proto::app::Invalid| e.to_string())
 }
 

@@ -47,6 +47,10 @@ pub(crate) struct SchedulerConfig {
     pub(crate) api: SocketAddr,
     /// `None` only when the API is on loopback.
     pub(crate) tls: Option<Tls>,
+    /// Whether the API wants a token on loopback too.
+    pub(crate) wants_token: bool,
+    /// The newest version of log commands that it applies.
+    pub(crate) vocabulary: u32,
     /// Its id among the schedulers if it is the first one.
     pub(crate) id: u64,
     pub(crate) peer: Option<scheduler::peer::Config>,
@@ -133,6 +137,8 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         data: config.data.join("scheduler"),
         api: config.api,
         tls: config.tls.clone(),
+        wants_token: false,
+        vocabulary: scheduler::state::VERSION,
         id: 1,
         peer: None,
     })
@@ -217,10 +223,15 @@ async fn start_scheduler(config: SchedulerConfig) -> anyhow::Result<(scheduler::
         id: config.id,
         lattice: config.bus.lattice,
         data: config.data,
-        api: scheduler::api::Config { listen: config.api, tls: config.tls.map(|t| (t.cert, t.key)) },
+        api: scheduler::api::Config {
+            listen: config.api,
+            tls: config.tls.map(|t| (t.cert, t.key)),
+            wants_token: config.wants_token,
+        },
         peer: config.peer,
         timers: scheduler::plan::Config::default(),
         log_bytes_max: LOG_BYTES_MAX,
+        vocabulary: config.vocabulary,
     };
     Ok((scheduler::Scheduler::start(config, bus.clone()).await?, bus))
 }

@@ -11,7 +11,7 @@ use crate::{apply, duration, follow, print};
 use clap::Args;
 use proto::app::LatticeName;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Debug, Args)]
@@ -94,7 +94,7 @@ pub(crate) async fn run(args: &UpArgs) -> Result<(), Failure> {
                 serving.stop().await?;
                 return told;
             }
-            applied = apply_own(&local, own(api, tls.as_ref()), args.timeout) => applied,
+            applied = apply_own(&local, own(api, tls.as_ref(), &data), args.timeout) => applied,
         };
         match applied {
             Ok(found) => url = found,
@@ -136,14 +136,17 @@ fn config(args: &UpArgs) -> Result<UpConfig, Failure> {
 }
 
 /// This process's own API, by the certificate it shows itself.
-fn own(api: SocketAddr, tls: Option<&Tls>) -> Endpoint {
+fn own(api: SocketAddr, tls: Option<&Tls>, data: &Path) -> Endpoint {
     let ip = match api.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
     let trust = tls.map_or(Trust::Plain, |tls| Trust::Pinned(tls.cert.clone()));
-    Endpoint { address: SocketAddr::new(ip, api.port()).to_string(), trust, token: None }
+    // It is there when the API demands one.
+    let token = std::fs::read_to_string(data.join("scheduler").join(scheduler::api::OWN_TOKEN)).ok();
+    let token = token.map(|text| text.trim().to_owned());
+    Endpoint { address: SocketAddr::new(ip, api.port()).to_string(), trust, token }
 }
 
 /// Applies the files through the API, as `lattice apply` does. What is late or failed is told and no reason to end:

@@ -8,11 +8,13 @@
 #![cfg(all(feature = "host", feature = "scheduler"))]
 #![allow(clippy::unwrap_used, reason = "a test that meets what it did not expect shall end")]
 
+mod access;
 mod alone;
 mod among;
 mod apart;
 mod api;
 mod apply;
+mod backup;
 mod bad;
 #[cfg(target_os = "linux")]
 mod chaos;
@@ -27,6 +29,8 @@ mod moving;
 #[cfg(target_os = "linux")]
 mod power;
 mod programs;
+mod reads;
 mod registry;
 mod schedulers;
+mod versions;
 mod walls;

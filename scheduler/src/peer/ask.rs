@@ -6,7 +6,7 @@ use crate::api::{status_of, status_of_raft};
 use crate::events::unix_ms;
 use crate::raft;
 use crate::replica::outcomes;
-use crate::state::{self, TOKEN_LIFE_MS_MAX};
+use crate::state::TOKEN_LIFE_MS_MAX;
 use prost::Message;
 use proto::v1 as pb;
 use proto::v1::command::What as Command;
@@ -178,7 +178,7 @@ impl Peers {
     }
 
     async fn commit(&self, commands: Vec<pb::Command>) -> Result<pb::Outcomes, Failed> {
-        let entry = pb::Entry { version: state::VERSION, time_ms: unix_ms(), commands };
+        let entry = self.0.replica.entry(self.id(), commands)?;
         let applied = self.0.raft.propose(entry.encode_to_vec()).await?;
         Ok(pb::Outcomes { items: outcomes(&applied) })
     }
@@ -198,13 +198,21 @@ impl Peers {
         let hash = token::hash(&request.secret);
         let good = self.0.replica.read().check_token(&hash, unix_ms());
         good.map_err(|why| Failed::Status(Status::permission_denied(why)))?;
-        let log_id = request.log_id.clone();
+        let (log_id, knows) = (request.log_id.clone(), request.vocabulary.max(1));
+        let needed = self.0.replica.read().vocabulary;
+        if knows < needed {
+            return Err(Failed::Status(Status::failed_precondition(format!(
+                "this lattice has commands of version {needed} in its log, and who asks to join knows those up to version \
+                 {knows}; start it with a newer lattice"
+            ))));
+        }
         let add = pb::AddMember {
             token_hash: hash,
             peer: request.peer,
             api: request.api,
             log_id: request.log_id,
             standby: request.standby,
+            vocabulary: request.vocabulary,
         };
         self.commit_one(String::new(), Command::AddMember(add)).await?;
         let (id, mut peers) = {
@@ -337,6 +345,7 @@ impl Peers {
                 state: state.to_owned(),
                 index,
                 message,
+                vocabulary: member.map_or_else(|| self.0.replica.knows(), |m| m.vocabulary),
             }
         });
         pb::SchedulerList { items: items.collect(), index: status.committed }

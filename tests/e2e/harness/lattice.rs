@@ -366,7 +366,7 @@ impl Drop for Lattice {
 
 /// What the machine's user has set must not change a test.
 pub(crate) fn clean(command: &mut Command) -> &mut Command {
-    for name in ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_LOG", "LATTICE_NATS_TOKEN"] {
+    for name in ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_LOG", "LATTICE_NATS_TOKEN", "LATTICE_TOKEN"] {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1")

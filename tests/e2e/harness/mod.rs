@@ -2,6 +2,7 @@
 //! Waiting is always for a state, with a deadline; nothing here sleeps to let time pass.
 
 mod broker;
+mod cluster;
 #[cfg(target_os = "linux")]
 mod disk;
 pub(crate) mod http;
@@ -11,6 +12,7 @@ pub(crate) mod manifests;
 mod process;
 
 pub(crate) use broker::{Broker, NatsServer, nats_server};
+pub(crate) use cluster::{Cluster, finish};
 #[cfg(target_os = "linux")]
 pub(crate) use disk::Disk;
 pub(crate) use lattice::{Lattice, PROGRAM, clean};
