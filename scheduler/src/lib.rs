@@ -1,7 +1,8 @@
 //! The scheduler: what is desired, decided and kept.
 //!
 //! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `status` (what people see, pure),
-//! `raft` (the log), `control` (the leader's loop), `peer` (schedulers among themselves), `api` (gRPC). Absent here: anything of the host, HTTP routes, Wasm.
+//! `raft` (the log), `control` (the leader's loop), `peer` (schedulers among themselves), `api` (gRPC),
+//! `telemetry` (health, metrics). Absent here: anything of the host, HTTP routes, Wasm.
 
 pub mod api;
 mod artifact;
@@ -15,5 +16,7 @@ mod replica;
 mod run;
 pub mod state;
 pub mod status;
+mod telemetry;
 
 pub use run::{Config, Error, Scheduler};
+pub use telemetry::Health;

@@ -1,5 +1,6 @@
 //! `lattice scheduler`: a scheduler as a process of its own.
 
+use super::admin::AdminArgs;
 use super::start::{self, SchedulerConfig};
 use super::{NatsArgs, TlsArgs, banner, begin, data_dir, listen, next};
 use crate::context::API_DEFAULT;
@@ -57,6 +58,8 @@ pub(crate) struct SchedulerArgs {
     /// Join to learn only: it votes when it is promoted
     #[arg(long, requires = "join", help_heading = "Several schedulers")]
     standby: bool,
+    #[command(flatten)]
+    admin: AdminArgs,
     /// NATS server of the lattice; several with commas
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true, help_heading = "Bus")]
     nats: Vec<String>,
@@ -70,6 +73,12 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
     let tls = args.tls.check()?;
     listen::check("--api", args.api, tls.is_some()).map_err(Failure::Usage)?;
     let has_tls = tls.is_some();
+    if tls.as_ref().is_some_and(|tls| !tls.more.is_empty()) {
+        return Err(Failure::Usage("an API has one certificate: give --tls-cert once".into()));
+    }
+    if let Some(admin) = args.admin.admin {
+        listen::check("--admin", admin, has_tls).map_err(Failure::Usage)?;
+    }
     let data = data_dir(args.data.as_deref(), "scheduler")?;
     let bus = args.nats_more.config(args.nats.clone(), "lattice scheduler".into(), args.lattice.clone());
     let join = match (&args.join, &args.token) {
@@ -80,13 +89,23 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
     };
     let advertise = args.peer_advertise.clone();
     let peer = args.peer_listen.map(|listen| peer::Config { listen, advertise, join });
-    let config = SchedulerConfig { bus, data: data.clone(), api: args.api, tls, id: args.id.unwrap_or(1), peer };
+    let config = SchedulerConfig {
+        bus,
+        data: data.clone(),
+        api: args.api,
+        tls,
+        id: args.id.unwrap_or(1),
+        peer,
+        admin: args.admin.admin,
+    };
     let Some(serving) = begin(Box::pin(start::scheduler(config))).await? else { return Ok(()) };
     let running = &serving.running;
     let api = running.api.map(|api| api.to_string()).unwrap_or_default();
     let (id, peer) = running.scheduler.clone().unwrap_or_default();
     let mut fields = vec![("api", api.clone()), ("bus", running.bus.clone())];
     fields.extend(peer.map(|peer| ("peer", peer)));
+    let scheme = if has_tls { "https" } else { "http" };
+    fields.extend(running.admin.map(|at| ("admin", format!("{scheme}://{at}"))));
     fields.push(("data", data.display().to_string()));
     banner(&format!("scheduler {id} of lattice {:?} is up", args.lattice.as_str()), &fields)?;
     let reach = if has_tls { format!("--api https://{api} --ca FILE") } else { format!("--api {api}") };

@@ -25,3 +25,4 @@ mod power;
 mod registry;
 mod schedulers;
 mod walls;
+mod watching;

@@ -9,7 +9,7 @@ pub(crate) mod manifests;
 mod process;
 
 pub(crate) use broker::{Broker, NatsServer};
-pub(crate) use lattice::{Lattice, PROGRAM, clean};
+pub(crate) use lattice::{Lattice, PROGRAM, address, clean};
 pub(crate) use process::Process;
 
 use std::io::Write as _;
