@@ -64,6 +64,8 @@ pub(crate) enum Verb {
     Describe(crate::describe::DescribeArgs),
     /// Show what actors print
     Logs(crate::stream::LogsArgs),
+    /// Show what hosts and actors do now: rates, what is under way, times
+    Top(crate::top::TopArgs),
     /// Show what happened
     Events(crate::stream::EventsArgs),
     /// Show the lattice itself: leader, log index, bus
@@ -93,7 +95,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Run a lattice", &["up", "scheduler", "host"]),
     ("Change what runs", &["apply", "validate", "delete", "scale", "rollback", "cordon", "uncordon", "drain"]),
     ("Components", &["inspect", "push", "pull"]),
-    ("Look", &["get", "describe", "logs", "events", "status"]),
+    ("Look", &["get", "describe", "top", "logs", "events", "status"]),
     ("The control plane", &["schedulers", "access", "backup", "restore"]),
     ("More", &["run", "call", "completion"]),
 ];

@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod needs;
 pub mod policy;
 pub mod subject;
+pub mod time;
 
 /// Wire types generated from `lattice/v1/*.proto`.
 #[allow(clippy::all, clippy::allow_attributes_without_reason, unreachable_pub, missing_docs, reason = "generated code")]

@@ -2,7 +2,7 @@
 //!
 //! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `status` (what people see, pure),
 //! `raft` (the log), `control` (the leader's loop), `peer` (schedulers among themselves), `api` (gRPC), `backup` (all of it
-//! as one file). Absent here: anything of the host, HTTP routes, Wasm.
+//! as one file), `telemetry` (health, metrics). Absent here: anything of the host, HTTP routes, Wasm.
 
 pub mod api;
 mod artifact;
@@ -17,5 +17,7 @@ mod replica;
 mod run;
 pub mod state;
 pub mod status;
+mod telemetry;
 
 pub use run::{Config, Error, Scheduler};
+pub use telemetry::Health;

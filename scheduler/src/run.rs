@@ -5,8 +5,10 @@ use crate::control::{self, Shared};
 use crate::events::Events;
 use crate::plan::Config as Timers;
 use crate::replica::Replica;
+use crate::telemetry::{Health, Scrape};
 use crate::{api, backup, gather, peer, raft};
 use bus::Bus;
+use prometheus_client::collector::Collector;
 use proto::app::LatticeName;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -131,6 +133,16 @@ impl Scheduler {
     /// Where other schedulers reach it, if they do.
     pub fn peer(&self) -> Option<String> {
         self.peers.peer().map(str::to_owned)
+    }
+
+    /// Whether it is well, to be asked at any time.
+    pub fn health(&self) -> Health {
+        Health { shared: self.shared.clone() }
+    }
+
+    /// What it counts, for Prometheus.
+    pub fn metrics(&self) -> Box<dyn Collector> {
+        Box::new(Scrape { id: self.id(), shared: self.shared.clone() })
     }
 
     /// Where the API listens.

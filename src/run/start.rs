@@ -3,6 +3,7 @@
 
 use crate::failure::Failure;
 use crate::run::Tls;
+use crate::run::admin::{self, Part, Told};
 #[cfg(feature = "host")]
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,6 +24,8 @@ pub(crate) struct UpConfig {
     pub(crate) bus: UpBus,
     pub(crate) api: SocketAddr,
     pub(crate) ingress: SocketAddr,
+    pub(crate) access_log: Option<host::ingress::AccessTarget>,
+    pub(crate) admin: Option<SocketAddr>,
     /// For the API and the ingress; `None` only when both are on loopback.
     pub(crate) tls: Option<Tls>,
     pub(crate) name: String,
@@ -54,6 +57,7 @@ pub(crate) struct SchedulerConfig {
     /// Its id among the schedulers if it is the first one.
     pub(crate) id: u64,
     pub(crate) peer: Option<scheduler::peer::Config>,
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 #[cfg(feature = "host")]
@@ -64,6 +68,8 @@ pub(crate) struct HostConfig {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) ingress: Option<SocketAddr>,
+    pub(crate) access_log: Option<host::ingress::AccessTarget>,
+    pub(crate) admin: Option<SocketAddr>,
     /// `None` only when there is no ingress beyond loopback.
     pub(crate) tls: Option<Tls>,
     pub(crate) policy: proto::policy::Policy,
@@ -84,6 +90,8 @@ pub(crate) struct Running {
     /// The host's id.
     #[cfg(feature = "host")]
     pub(crate) host: Option<String>,
+    /// Where health and metrics are told.
+    pub(crate) admin: Option<SocketAddr>,
     /// Each ends when `stop` is cancelled; one that ends before it ends the process.
     pub(crate) parts: JoinSet<anyhow::Result<()>>,
     pub(crate) stop: CancellationToken,
@@ -100,6 +108,18 @@ impl Running {
                 () = ended => anyhow::bail!("{name} ended by itself; see the log above"),
             }
         });
+    }
+
+    /// Answers on `at` what is to be told, until the process ends.
+    #[cfg(any(feature = "host", feature = "scheduler"))]
+    async fn tell(&mut self, at: SocketAddr, tls: Option<&Tls>, told: Told) -> anyhow::Result<()> {
+        let (at, serving) = admin::start(at, tls, told, self.stop.clone()).await?;
+        self.admin = Some(at);
+        self.parts.spawn(async move {
+            serving.await;
+            Ok(())
+        });
+        Ok(())
     }
 
     /// Waits until a part has ended by itself, and says why. Safe to drop while it waits.
@@ -141,6 +161,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         vocabulary: scheduler::state::VERSION,
         id: 1,
         peer: None,
+        admin: None,
     })
     .await?;
     let host = start_host(HostConfig {
@@ -149,7 +170,9 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         name: config.name,
         labels: config.labels,
         ingress: Some(config.ingress),
-        tls: config.tls,
+        access_log: config.access_log,
+        admin: None,
+        tls: config.tls.clone(),
         policy: config.policy,
     })
     .await?;
@@ -160,6 +183,12 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         host: Some(host.0.id().to_string()),
         ..Running::default()
     };
+    if let Some(at) = config.admin {
+        let mut told = Told::new();
+        tell_scheduler(&mut told, &scheduler.0);
+        tell_host(&mut told, &host.0);
+        running.tell(at, config.tls.as_ref(), told).await?;
+    }
     let stop = running.stop.clone();
     running.guard("the scheduler", scheduler.0.ended());
     running.guard("the host", host.0.ended());
@@ -181,6 +210,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
 #[cfg(feature = "scheduler")]
 pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running> {
     let urls = shown(&config.bus.urls);
+    let (admin, tls) = (config.admin, config.tls.clone());
     let (scheduler, bus) = start_scheduler(config).await?;
     let mut running = Running {
         api: Some(scheduler.api()),
@@ -188,6 +218,11 @@ pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running
         bus: urls,
         ..Running::default()
     };
+    if let Some(at) = admin {
+        let mut told = Told::new();
+        tell_scheduler(&mut told, &scheduler);
+        running.tell(at, tls.as_ref(), told).await?;
+    }
     let stop = running.stop.clone();
     running.guard("the scheduler", scheduler.ended());
     running.parts.spawn(async move {
@@ -202,9 +237,15 @@ pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running
 #[cfg(feature = "host")]
 pub(crate) async fn host(config: HostConfig) -> anyhow::Result<Running> {
     let urls = shown(&config.bus.urls);
+    let (admin, tls) = (config.admin, config.tls.clone());
     let (agent, bus) = start_host(config).await?;
     let mut running =
         Running { bus: urls, ingress: agent.ingress(), host: Some(agent.id().to_string()), ..Running::default() };
+    if let Some(at) = admin {
+        let mut told = Told::new();
+        tell_host(&mut told, &agent);
+        running.tell(at, tls.as_ref(), told).await?;
+    }
     let stop = running.stop.clone();
     running.guard("the host", agent.ended());
     running.parts.spawn(async move {
@@ -239,20 +280,35 @@ async fn start_scheduler(config: SchedulerConfig) -> anyhow::Result<(scheduler::
 #[cfg(feature = "host")]
 async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, bus::Bus)> {
     let bus = bus::Bus::connect(&config.bus).await?;
-    let tls = config.tls.map(|t| (t.cert, t.key));
+    let tls = config.tls.map(|tls| tls.pairs()).unwrap_or_default();
+    let access_log = config.access_log;
     let agent = host::agent::Agent::start(
         host::agent::Config {
             lattice: config.bus.lattice.clone(),
             data: config.data,
             name: config.name,
             labels: config.labels,
-            ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls }),
+            ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls, access_log }),
             policy: config.policy,
         },
         bus.clone(),
     )
     .await?;
     Ok((agent, bus))
+}
+
+#[cfg(feature = "scheduler")]
+fn tell_scheduler(told: &mut Told, scheduler: &scheduler::Scheduler) {
+    let (live, ready) = (scheduler.health(), scheduler.health());
+    let part = Part { name: "scheduler", live: Box::new(move || live.live()), ready: Box::new(move || ready.ready()) };
+    told.add(part, scheduler.metrics());
+}
+
+#[cfg(feature = "host")]
+fn tell_host(told: &mut Told, agent: &host::agent::Agent) {
+    let (live, ready) = (agent.health(), agent.health());
+    let part = Part { name: "host", live: Box::new(move || live.live()), ready: Box::new(move || ready.ready()) };
+    told.add(part, agent.metrics());
 }
 
 /// URLs without what stands before an `@`: that may be a password.

@@ -34,3 +34,4 @@ mod registry;
 mod schedulers;
 mod versions;
 mod walls;
+mod watching;

@@ -1,15 +1,17 @@
 //! Brings one component up: fetch its bytes, load, link, offer it on the bus. May take long; runs beside the loop.
 
 use super::pulse::Pulse;
-use super::running::{Instance, Running, What};
+use super::running::{Door, Doors, Instance, Running, What};
+use super::telemetry::Telemetry;
 use crate::artifact::{self, Share, fetch};
 use crate::assignment::{Key, Wanted};
+use crate::call::HttpServe;
 use crate::engine::{Engine, Spec};
 use crate::link::{Table, permit};
 use crate::logs::Logs;
 use crate::provider::keyvalue::KeyvalueStore;
 use crate::provider::serve::KeyValueServer;
-use crate::rpc::{HTTP_INTERFACE, Permit, serve_component, serve_http};
+use crate::rpc::{HTTP_INTERFACE, Permit, Slot, serve_component, serve_http};
 use bus::Bus;
 use proto::app::{Actor, App, Component, Kind};
 use std::path::PathBuf;
@@ -28,6 +30,8 @@ pub(super) struct Parts {
     pub(super) keyvalue: Arc<OnceCell<KeyvalueStore>>,
     pub(super) keyvalue_dir: PathBuf,
     pub(super) pulse: Arc<Pulse>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) doors: Arc<Doors>,
 }
 
 impl Parts {
@@ -75,15 +79,34 @@ impl Parts {
         let exports = running.exports();
         let (http, others): (Vec<String>, Vec<String>) =
             exports.into_iter().partition(|e| e.split('@').next() == Some(HTTP_INTERFACE));
-        if !http.is_empty() {
-            servings.push(serve_http(&self.bus, &key.0, &key.1, running.clone()).await.map_err(bus_error)?);
-        }
+        let door = match http.is_empty() {
+            true => None,
+            false => Some(self.door(key, running.clone()).await.map_err(bus_error)?),
+        };
         // Only what some link of the app leads here for is offered to other hosts.
         let linked: Vec<String> = others.into_iter().filter(|e| is_linked(&wanted.app, key, e)).collect();
         let permit = permit_of(&wanted.app);
         let more = serve_component(&self.bus, &key.0, &key.1, &linked, running.clone(), permit).await;
         servings.extend(more.map_err(bus_error)?);
-        Ok(Instance { revision: wanted.revision, replicas: wanted.replicas, what: What::Actor(running), servings })
+        Ok(Instance {
+            revision: wanted.revision,
+            replicas: wanted.replicas,
+            what: What::Actor(running),
+            servings,
+            door,
+        })
+    }
+
+    /// The one that is there, which still leads to the revision before, else one that leads to `first`.
+    async fn door(&self, key: &Key, first: Arc<dyn HttpServe>) -> Result<Arc<Door>, bus::Error> {
+        if let Some(door) = self.doors.get(key) {
+            return Ok(door);
+        }
+        let slot = Slot::new(first);
+        let serving = serve_http(&self.bus, &key.0, &key.1, slot.clone()).await?;
+        let door = Arc::new(Door { slot, serving });
+        self.doors.keep(key, &door);
+        Ok(door)
     }
 
     async fn provider(&self, key: &Key, wanted: &Wanted) -> Result<Instance, String> {
@@ -103,6 +126,7 @@ impl Parts {
             replicas: wanted.replicas,
             what: What::Provider(store),
             servings: servings.map_err(|e| e.to_string())?,
+            door: None,
         })
     }
 }

@@ -13,13 +13,15 @@ use super::state::{Env, HEADER_BYTES_MAX, State};
 use super::{Engine, Error, config, failed, glue, guard, lane};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::{Imports, LogSink};
+use crate::metrics::{Count, Histogram, Taken};
+use crate::origin::Origin;
 use crate::value::{decode_vals, encode_vals};
 use bytes::Bytes;
 use proto::app::{Grants, Limits, Name};
 use proto::policy::Policy;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
@@ -69,7 +71,10 @@ pub(super) struct Shared {
     gate: Arc<Gate>,
     habit: Arc<Habit>,
     requests: AtomicU64,
-    pub(super) errors: AtomicU64,
+    /// By `CallError::CODES`.
+    errors: [Count; CallError::CODES.len()],
+    /// How long invocations took. Made at the first: most actors of a large host are never asked.
+    took: OnceLock<Box<Histogram>>,
 }
 
 impl Actor {
@@ -92,7 +97,8 @@ impl Actor {
             gate: Gate::new(replicas),
             habit: Arc::default(),
             requests: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            errors: Default::default(),
+            took: OnceLock::new(),
         };
         Ok(Self { shared: Arc::new(shared), proxy, pre, module: module.clone(), revision })
     }
@@ -100,7 +106,19 @@ impl Actor {
     /// Calls an exported function with arguments in WAVE text (`"k", 3`); gives the results as WAVE text. `interface`
     /// is with or without version, "" for functions outside of one.
     pub async fn call_wave(&self, interface: &str, function: &str, args: &str) -> Result<String, CallError> {
-        self.shared.count(self.try_wave(interface, function, args).await)
+        let begun = Instant::now();
+        let ended = self.try_wave(interface, function, args).await;
+        self.shared.ended(begun, ended)
+    }
+
+    /// How long invocations took, from being asked to the answer or its head.
+    pub fn took(&self) -> Taken {
+        self.shared.took.get().map(|took| took.take()).unwrap_or_default()
+    }
+
+    /// Those that ended with an error, by `CallError::CODES`.
+    pub fn errors(&self) -> [u64; CallError::CODES.len()] {
+        self.shared.errors.each_ref().map(Count::get)
     }
 
     /// Interfaces it exports, without version.
@@ -116,7 +134,7 @@ impl Actor {
         let (in_flight, queued) = self.shared.gate.len();
         Stats {
             requests: self.shared.requests.load(Ordering::Relaxed),
-            errors: self.shared.errors.load(Ordering::Relaxed),
+            errors: self.errors().iter().sum(),
             in_flight,
             queued: u32::try_from(queued).unwrap_or(u32::MAX),
         }
@@ -137,7 +155,7 @@ impl Actor {
         let export = self.export(interface, function)?;
         self.check_plain(export, interface, function)?;
         let params = dynamic::parse_wave(function, args, &export.params)?;
-        let results = Box::pin(self.call(export, params, None, Entering::First)).await?;
+        let results = Box::pin(self.call(export, params, None, Entering::First, Origin::default())).await?;
         dynamic::wave_text(&results)
     }
 
@@ -151,11 +169,11 @@ impl Actor {
         let export = self.export(interface, function)?;
         if let Some(known) = glue::keystore_function(without_version(interface), function) {
             let call = known.read(params)?;
-            return Box::pin(self.call_keystore(export, call, link.deadline)).await;
+            return Box::pin(self.call_keystore(export, call, link)).await;
         }
         self.check_plain(export, interface, function)?;
         let params = decode_vals(&params, &export.params)?;
-        let results = Box::pin(self.call(export, params, link.deadline, Entering::Nested)).await?;
+        let results = Box::pin(self.call(export, params, link.deadline, Entering::Nested, link.origin.clone())).await?;
         encode_vals(&results, &export.results)
     }
 
@@ -190,8 +208,10 @@ impl Actor {
         params: Vec<Val>,
         deadline: Option<Duration>,
         entering: Entering,
+        origin: Origin,
     ) -> Result<Vec<Val>, CallError> {
         let mut run = self.shared.enter(deadline, entering).await?;
+        run.store.data_mut().caused_by(origin);
         let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
         let mut results = vec![Val::Bool(false); export.results.len()];
         let until = Until::of(&run);
@@ -213,9 +233,10 @@ impl Actor {
         &self,
         export: &Export,
         call: glue::KeystoreCall,
-        deadline: Option<Duration>,
+        link: &LinkContext,
     ) -> Result<Bytes, CallError> {
-        let mut run = self.shared.enter(deadline, Entering::Nested).await?;
+        let mut run = self.shared.enter(link.deadline, Entering::Nested).await?;
+        run.store.data_mut().caused_by(link.origin.clone());
         let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
         let until = Until::of(&run);
         let work = async move {
@@ -421,10 +442,17 @@ impl Shared {
 
     /// Counts what came of an invocation.
     pub(super) fn count<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
-        if outcome.is_err() {
-            self.errors.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = &outcome {
+            let at = CallError::CODES.iter().position(|code| *code == error.code());
+            self.errors[at.expect("every code is in the list")].add(1);
         }
         outcome
+    }
+
+    /// As `count`, for the whole of an invocation that was asked for at `begun`.
+    pub(super) fn ended<T>(&self, begun: Instant, outcome: Result<T, CallError>) -> Result<T, CallError> {
+        self.took.get_or_init(Box::default).add(begun.elapsed());
+        self.count(outcome)
     }
 
     /// The invocation ran past its deadline.
@@ -459,6 +487,8 @@ impl Serve for Actor {
         function: &str,
         params: Bytes,
     ) -> Result<Bytes, CallError> {
-        self.shared.count(self.try_serve(link, interface, function, params).await)
+        let begun = Instant::now();
+        let ended = self.try_serve(link, interface, function, params).await;
+        self.shared.ended(begun, ended)
     }
 }

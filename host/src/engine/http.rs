@@ -8,13 +8,14 @@ use super::body::{self, Answer, Asked};
 use super::lane::Laned;
 use super::state::{HEADER_BYTES_MAX, State};
 use crate::call::{Body, CallError, HttpServe};
+use crate::origin::Origin;
 use http::uri::Scheme;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use wasmtime_wasi::I32Exit;
@@ -39,7 +40,9 @@ impl HttpServe for Actor {
 impl Actor {
     /// Answers one request. An error means that no response began; a body that breaks off later ends with an error.
     pub async fn http(&self, request: Request<Body>, deadline: Option<Duration>) -> Result<Response<Body>, CallError> {
-        self.shared.count(Box::pin(self.try_http(request, deadline)).await)
+        let begun = Instant::now();
+        let ended = Box::pin(self.try_http(request, deadline)).await;
+        self.shared.ended(begun, ended)
     }
 
     async fn try_http(&self, request: Request<Body>, asked: Option<Duration>) -> Result<Response<Body>, CallError> {
@@ -49,7 +52,9 @@ impl Actor {
         };
         check_head(&request)?;
         let (request, asked_body) = Asked::limit(request, label, &self.shared.env.limits)?;
-        let run = self.shared.enter(asked, Entering::First).await?;
+        let origin = Origin::of(request.headers());
+        let mut run = self.shared.enter(asked, Entering::First).await?;
+        run.store.data_mut().caused_by(origin);
         let until = Until::of(&run);
         let broken = Arc::new(OnceLock::new());
         let (tx, rx) = oneshot::channel();

@@ -39,6 +39,7 @@ pub use module::Module;
 #[cfg(test)]
 pub(crate) use tests::from_wit;
 
+use crate::metrics::Count;
 use cache::Cache;
 use config::{Size, TICK_IDLE_MS, TICK_MS};
 use lane::Lanes;
@@ -110,6 +111,8 @@ struct Inner {
     running: Arc<AtomicU32>,
     /// Numbers instances, for their logs.
     instances: Arc<AtomicU64>,
+    /// Components made ready: compiled, and taken from the cache.
+    loads: [Count; 2],
 }
 
 type Loading = tokio::sync::Mutex<Weak<Module>>;
@@ -140,6 +143,7 @@ impl Engine {
                 bus: config.bus,
                 running,
                 instances: Arc::default(),
+                loads: Default::default(),
             }),
         })
     }
@@ -165,6 +169,16 @@ impl Engine {
         (self.inner.budget.used(), self.inner.size.memory_bytes)
     }
 
+    /// Instances that run now.
+    pub fn running(&self) -> u32 {
+        self.inner.running.load(Ordering::Relaxed)
+    }
+
+    /// How often a component was compiled, and how often it was taken from the cache of compiled code.
+    pub fn loads(&self) -> (u64, u64) {
+        (self.inner.loads[0].get(), self.inner.loads[1].get())
+    }
+
     /// The component of `digest`: the one already loaded, else mapped from the cache, else compiled from what `bytes`
     /// gives. Never compiles the same component twice at once; compiles off the threads that serve.
     pub async fn load(
@@ -180,9 +194,13 @@ impl Engine {
         // The right to load goes along: it is held even if the caller gives up.
         let task = tokio::task::spawn_blocking(move || {
             let component = match inner.cache.load(&inner.engine, &digest) {
-                Some(component) => component,
+                Some(component) => {
+                    inner.loads[1].add(1);
+                    component
+                }
                 None => {
                     let _one = inner.compiling.blocking_lock();
+                    inner.loads[0].add(1);
                     compile(&inner, &digest, bytes)?
                 }
             };

@@ -9,6 +9,7 @@ use super::output::{Log, Rate};
 use super::wasi;
 use crate::call::LinkContext;
 use crate::capability::{Imports, LogSink};
+use crate::origin::Origin;
 use proto::app::{Limits, Random};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub(super) struct State {
     pub(super) deadline: Instant,
     pub(super) spent: Arc<Spent>,
     seeded: Option<Seeded>,
+    /// What caused the invocation.
+    origin: Origin,
     /// Where pages of `wasi:keyvalue` listings go on, for the draft whose cursors are numbers.
     pub(super) cursors: Vec<String>,
     /// It is a program, whose last word is its exit code.
@@ -79,6 +82,7 @@ impl State {
             deadline,
             spent: Arc::default(),
             seeded: None,
+            origin: Origin::default(),
             cursors: Vec::new(),
             is_batch: batch.is_some(),
         })
@@ -88,6 +92,14 @@ impl State {
     }
     pub(super) fn log(&self) -> &Arc<Log> {
         &self.hooks.log
+    }
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+    /// Says what caused the invocation that begins; its lines and calls say so from then on.
+    pub(super) fn caused_by(&mut self, origin: Origin) {
+        self.log().works_for(origin.request_id.clone());
+        self.origin = origin;
     }
     /// The numbers of a seeded actor.
     pub(super) fn seeded(&mut self) -> &mut Seeded {
@@ -105,6 +117,7 @@ impl State {
             name: name.to_owned(),
             config: BTreeMap::new(),
             deadline: Some(self.deadline.saturating_duration_since(Instant::now())),
+            origin: self.origin.clone(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{CONCURRENT_MAX, Caller, DEADLINE_DEFAULT, Permit, call_error, refusal};
 use crate::call::{CallError, LinkContext, Serve};
+use crate::origin::Origin;
 use crate::value::ENCODED_BYTES_MAX;
 use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving, Share};
 use bytes::Bytes;
@@ -11,6 +12,9 @@ use std::time::Instant;
 
 /// The function, the consumer's app, the consumer, the link, with spaces between; only the last may have spaces in it.
 const CALL: &str = "Lattice-Call";
+/// What caused the call, where that is known.
+const REQUEST: &str = "Lattice-Request";
+const TRACE: &str = "traceparent";
 /// Bytes of the name of a function or a link.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -39,7 +43,8 @@ impl Serve for RemoteServe {
         check_bytes(&params, interface)?;
         let subject = self.bus.subjects().rpc(&self.app, &self.component, interface);
         let call = format!("{function} {} {} {}", link.app, link.consumer, link.name);
-        let headers = Headers::from([(CALL.to_owned(), call)]);
+        let mut headers = Headers::from([(CALL.to_owned(), call)]);
+        put_origin(&mut headers, &link.origin);
         let reply = self.bus.call(subject, headers, params, link.deadline.unwrap_or(DEADLINE_DEFAULT)).await;
         reply.map(|r| r.payload).map_err(|e| {
             let who = format!("link {:?} of actor {:?}", link.name, link.consumer);
@@ -121,6 +126,7 @@ impl End {
             name: caller.link,
             config,
             deadline: Some(request.deadline.saturating_duration_since(Instant::now())),
+            origin: Origin::from_texts(request.headers.get(REQUEST), request.headers.get(TRACE)),
         };
         let result = self.serve.serve(&link, &self.interface, &function, request.payload).await;
         match result {
@@ -148,6 +154,14 @@ impl End {
             link: part()?.to_owned(),
         };
         Some((function, caller))
+    }
+}
+
+fn put_origin(headers: &mut Headers, origin: &Origin) {
+    for (name, value) in [(REQUEST, &origin.request_id), (TRACE, &origin.traceparent)] {
+        if let Some(text) = value.as_ref().and_then(|value| value.to_str().ok()) {
+            headers.insert(name.to_owned(), text.to_owned());
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! HTTP requests to an actor on another host. Bodies travel whole, so both are bounded; trailers stay behind.
 
 use super::head::{self, BODY_BYTES_MAX};
-use super::{CONCURRENT_MAX, call_error, refusal, strip_hop_by_hop};
+use super::{CONCURRENT_MAX, Slot, call_error, refusal, strip_hop_by_hop};
 use crate::call::{Body, CallError, HttpServe};
 use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving};
 use bytes::Bytes;
@@ -109,13 +109,18 @@ impl HttpServe for RemoteHttp {
 
 /// Answers HTTP requests for the actor `actor` of `app` from the bus, sharing them with the other hosts that run it,
 /// for as long as the result is kept.
-pub async fn serve_http(bus: &Bus, app: &Name, actor: &Name, serve: Arc<dyn HttpServe>) -> Result<Serving, bus::Error> {
+pub async fn serve_http(
+    bus: &Bus,
+    app: &Name,
+    actor: &Name,
+    serve: Arc<Slot<Arc<dyn HttpServe>>>,
+) -> Result<Serving, bus::Error> {
     let subject = bus.subjects().rpc(app, actor, HTTP_INTERFACE);
     let whom: Arc<str> = format!("{app}/{actor}").into();
     let counted = bus.clone();
     let answer = move |request| {
         let (serve, whom, bus) = (serve.clone(), whom.clone(), counted.clone());
-        async move { answer(&bus, &*serve, &whom, request).await }
+        async move { answer(&bus, &*serve.get(), &whom, request).await }
     };
     bus.serve(subject, Some("rpc".to_owned()), CONCURRENT_MAX, answer).await
 }

@@ -22,6 +22,8 @@ pub(crate) struct Lattice {
     hosts: BTreeMap<String, Host>,
     bus: String,
     api: String,
+    /// Where `up`, or the scheduler, tells how it is.
+    admin: Option<SocketAddr>,
     labels: Vec<String>,
     // Last, so that it goes when all who write there have ended.
     dir: Option<TempDir>,
@@ -66,6 +68,7 @@ impl Lattice {
             hosts: BTreeMap::new(),
             bus: String::new(),
             api: String::new(),
+            admin: None,
             labels: labels.iter().map(|l| (*l).to_owned()).collect(),
             dir: Some(tempfile::Builder::new().prefix("lattice-e2e-").tempdir().unwrap()),
         };
@@ -108,7 +111,8 @@ impl Lattice {
 
     fn start_up(&mut self) {
         let mut command = Command::new(PROGRAM);
-        command.args(["up", "--name", "a", "--api", "127.0.0.1:0", "--ingress", "127.0.0.1:0", "--data"]);
+        command.args(["up", "--name", "a", "--api", "127.0.0.1:0", "--ingress", "127.0.0.1:0"]);
+        command.args(["--admin", "127.0.0.1:0", "--data"]);
         command.arg(self.dir().join("up")).args(["--bus", &format!("127.0.0.1:{}", self.bus_port())]);
         for label in &self.labels {
             command.args(["--label", label]);
@@ -116,6 +120,7 @@ impl Lattice {
         let mut process = Process::spawn("up", self.dir(), clean(&mut command));
         self.api = process.field("api");
         self.bus = process.field("bus");
+        self.admin = Some(address(&process.field("admin")));
         let ingress = Some(address(&process.field("ingress")));
         let (labels, has_ingress) = (self.labels.clone(), true);
         self.hosts.insert("a".into(), Host { labels, more: Vec::new(), has_ingress, ingress, process: None });
@@ -124,11 +129,17 @@ impl Lattice {
 
     pub(crate) fn start_scheduler(&mut self) {
         let mut command = Command::new(PROGRAM);
-        command.args(["scheduler", "--api", "127.0.0.1:0", "--nats", &self.bus, "--data"]);
+        command.args(["scheduler", "--api", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--nats", &self.bus, "--data"]);
         command.arg(self.dir().join("scheduler"));
         let mut process = Process::spawn("scheduler", self.dir(), clean(&mut command));
         self.api = process.field("api");
+        self.admin = Some(address(&process.field("admin")));
         self.main = Some(process);
+    }
+
+    /// Where `up`, or the scheduler, tells how it is.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin.expect("it has started")
     }
 
     /// Starts another host. It may take a moment until it is ready: see `until_hosts`.
@@ -372,7 +383,7 @@ pub(crate) fn clean(command: &mut Command) -> &mut Command {
     command.env("NO_COLOR", "1")
 }
 
-fn address(url: &str) -> SocketAddr {
+pub(crate) fn address(url: &str) -> SocketAddr {
     let bare = url.strip_prefix("http://").unwrap_or(url);
     bare.parse().unwrap_or_else(|e| panic!("{url}: {e}"))
 }

@@ -15,7 +15,7 @@ pub(crate) use broker::{Broker, NatsServer, nats_server};
 pub(crate) use cluster::{Cluster, finish};
 #[cfg(target_os = "linux")]
 pub(crate) use disk::Disk;
-pub(crate) use lattice::{Lattice, PROGRAM, clean};
+pub(crate) use lattice::{Lattice, PROGRAM, address, clean};
 pub(crate) use process::Process;
 
 use std::io::Write as _;
