@@ -16,6 +16,7 @@ mod api;
 mod apply;
 mod backup;
 mod bad;
+mod buses;
 #[cfg(target_os = "linux")]
 mod chaos;
 mod garbage;

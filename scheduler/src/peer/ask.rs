@@ -127,26 +127,33 @@ impl Peers {
             let status = status.borrow();
             (status.id, status.leader)
         };
-        let nobody = || {
-            Status::unavailable(
-                "no scheduler leads now: most of them must run and reach each other; see `lattice schedulers list`",
-            )
-        };
-        let Some(leader) = leader else { return Err(nobody()) };
-        if leader == me {
-            return match tokio::time::timeout(TRY, self.answer(what)).await {
+        match leader {
+            None => Err(nobody()),
+            Some(leader) if leader != me => self.ask_other(me, leader, what).await,
+            Some(_) => match tokio::time::timeout(TRY, self.answer(what)).await {
                 Ok(answer) => answer?.ok_or_else(nobody),
                 Err(_) => {
                     Err(Status::unavailable("not enough schedulers confirmed it in time; it may yet take effect"))
                 }
-            };
+            },
         }
+    }
+
+    async fn ask_other(&self, me: u64, leader: u64, what: Ask) -> Result<Answer, Status> {
         let Some(mut client) = self.0.outbox.link(leader).and_then(|link| link.client()) else {
             let why = self.0.outbox.problem(leader).unwrap_or_default();
             return Err(Status::unavailable(format!("scheduler {leader} leads, and is not reached from {me}: {why}")));
         };
         let ask = pb::PeerAsk { greeting: Some(self.greeting(leader)), what: Some(what) };
-        match tokio::time::timeout(TRY, client.ask(ask)).await {
+        // A leader that stopped without a word is not waited for once there is another: asked twice is done once.
+        let mut status = self.0.raft.status();
+        let asked = tokio::select! {
+            asked = tokio::time::timeout(TRY, client.ask(ask)) => asked,
+            _ = status.wait_for(|status| status.leader != Some(leader)) => {
+                return Err(Status::unavailable(format!("scheduler {leader} leads no more")));
+            }
+        };
+        match asked {
             Ok(Ok(answer)) => answer.into_inner().what.ok_or_else(nobody),
             Ok(Err(status)) if std::error::Error::source(&status).is_some() => Err(Status::unavailable(format!(
                 "scheduler {leader} leads, and was lost: {}",
@@ -366,6 +373,12 @@ impl From<raft::Error> for Failed {
             other => Self::Status(status_of_raft(other)),
         }
     }
+}
+
+fn nobody() -> Status {
+    Status::unavailable(
+        "no scheduler leads now: most of them must run and reach each other; see `lattice schedulers list`",
+    )
 }
 
 fn odd() -> Status {

@@ -61,7 +61,14 @@ impl Lattice {
 
     /// As `start`; the labels are those of "a".
     pub(crate) fn start_labelled(broker: Broker, labels: &[&str]) -> Self {
-        let mut lattice = Self {
+        let mut lattice = Self::of_nobody(broker, labels);
+        lattice.start_main();
+        lattice.until_hosts(&[("a", "ready")]);
+        lattice
+    }
+
+    fn of_nobody(broker: Broker, labels: &[&str]) -> Self {
+        Self {
             broker,
             nats: None,
             main: None,
@@ -71,10 +78,22 @@ impl Lattice {
             admin: None,
             labels: labels.iter().map(|l| (*l).to_owned()).collect(),
             dir: Some(tempfile::Builder::new().prefix("lattice-e2e-").tempdir().unwrap()),
-        };
-        lattice.start_main();
+        }
+    }
+
+    /// A scheduler and host "a" on a bus that is there already.
+    pub(crate) fn on(bus: &str) -> Self {
+        let mut lattice = Self::of_nobody(Broker::Nats, &[]);
+        lattice.use_bus(bus);
+        lattice.start_scheduler();
+        lattice.add_host("a", &[], true);
         lattice.until_hosts(&[("a", "ready")]);
         lattice
+    }
+
+    /// The bus of those that are started from now on.
+    pub(crate) fn use_bus(&mut self, bus: &str) {
+        bus.clone_into(&mut self.bus);
     }
 
     pub(crate) fn dir(&self) -> &Path {
