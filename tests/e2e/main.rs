@@ -19,6 +19,7 @@ mod harness;
 mod hostile;
 mod keystore;
 mod languages;
+mod later;
 mod look;
 mod lost;
 mod moving;

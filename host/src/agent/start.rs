@@ -73,8 +73,7 @@ impl Parts {
         let bus_error = |e: bus::Error| e.to_string();
         let mut servings = Vec::new();
         let exports = running.exports();
-        let (http, others): (Vec<String>, Vec<String>) =
-            exports.into_iter().partition(|e| e.split('@').next() == Some(HTTP_INTERFACE));
+        let (http, others): (Vec<String>, Vec<String>) = exports.into_iter().partition(|e| is_http(e));
         if !http.is_empty() {
             servings.push(serve_http(&self.bus, &key.0, &key.1, running.clone()).await.map_err(bus_error)?);
         }
@@ -105,6 +104,11 @@ impl Parts {
             servings: servings.map_err(|e| e.to_string())?,
         })
     }
+}
+
+/// Of WASI 0.2 or 0.3: requests on the bus are the same for both.
+fn is_http(interface: &str) -> bool {
+    matches!(interface.split('@').next(), Some(HTTP_INTERFACE | "wasi:http/handler"))
 }
 
 fn is_linked(app: &App, key: &Key, interface: &str) -> bool {
