@@ -23,6 +23,7 @@ mod later;
 mod look;
 mod lost;
 mod moving;
+mod other;
 #[cfg(target_os = "linux")]
 mod power;
 mod programs;
