@@ -141,6 +141,9 @@ fn text(inspected: &Inspected) -> String {
         true => text.push_str("It exports nothing.\n"),
         false => text.push_str(&Table::new(&["EXPORTS"], color).render(&exports)),
     }
+    if inspected.exports.iter().any(|name| name.starts_with("wasi:cli/run@")) {
+        text.push_str("\nIt is a program: once it is applied, lattice run APP/ACTOR\n");
+    }
     if !inspected.manifest.is_empty() {
         text.push_str("\nTo write below the component, with values of your own:\n\n      traits:\n");
         for line in inspected.manifest.lines() {

@@ -18,8 +18,8 @@ const BEGIN_WAIT: Duration = Duration::from_secs(30);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  lattice run count/words -- -l            arguments behind --
-  lattice run -i count/words < README.md   with this command's input
+  lattice run words/words -- -l            arguments behind --
+  lattice run -i words/words < README.md   with this command's input
   lattice run report/make --timeout 10m > report.csv
 
 The actor exports wasi:cli/run, as `wasi:cli/command` components and programs of

@@ -169,10 +169,33 @@ pub fn looks_like(bytes: &[u8]) -> &'static str {
 }
 
 /// What the engine of the hosts (wasmtime 48 as it is built here) has on: Wasm 3.0 without threads and the parts that
-/// need a garbage collector, and the component model without async. What is turned on there must be added here.
+/// need a garbage collector, and the component model with async. What is turned on there must be added here.
 fn features() -> WasmFeatures {
+    plain_features() | WasmFeatures::CM_ASYNC
+}
+
+/// Without what only the engine for WASI 0.3 has.
+fn plain_features() -> WasmFeatures {
     let absent = WasmFeatures::GC_TYPES | WasmFeatures::EXCEPTIONS | WasmFeatures::THREADS;
     WasmFeatures::WASM3.difference(absent) | WasmFeatures::COMPONENT_MODEL
+}
+
+/// Whether a component wants the engine for WASI 0.3: it names one of its interfaces, or waits as only that one can.
+pub fn is_later(bytes: &[u8]) -> bool {
+    names_later(bytes) || Validator::new_with_features(plain_features()).validate_all(bytes).is_err()
+}
+
+fn names_later(bytes: &[u8]) -> bool {
+    let is_later = |name: &str| name.starts_with("wasi:") && name.contains("@0.3.");
+    Parser::new(0).parse_all(bytes).map_while(Result::ok).any(|payload| match payload {
+        Payload::ComponentImportSection(section) => {
+            section.into_iter().map_while(Result::ok).any(|import| is_later(import.name.name))
+        }
+        Payload::ComponentExportSection(section) => {
+            section.into_iter().map_while(Result::ok).any(|export| is_later(export.name.name))
+        }
+        _ => false,
+    })
 }
 
 fn refuse_what_is_no_component(bytes: &[u8]) -> Result<(), Invalid> {

@@ -65,6 +65,28 @@ fn a_handler_in_python_answers() {
 }
 
 #[test]
+fn a_component_in_go_is_called() {
+    run("a component in Go", Broker::Embedded, |broker| {
+        let Some(module) = built("gocomponent") else { return };
+        // The world goes into the module, as `wasm-tools component embed` would put it there.
+        let mut resolve = wit_parser::Resolve::default();
+        let package = resolve.push_path(file("tests/guests/gocomponent/wit")).unwrap().0;
+        let world = resolve.select_world(&[package], Some("guest")).unwrap();
+        let mut bytes = fs::read(module).unwrap();
+        let encoding = wit_component::StringEncoding::UTF8;
+        wit_component::embed_component_metadata(&mut bytes, &resolve, world, encoding).unwrap();
+        let lattice = Lattice::start(broker);
+        let image = lattice.write("sums.wasm", bytes);
+        let inspected = lattice.ok(&["inspect", &image.display().to_string()]);
+        assert!(inspected.contains("a core module of WASI preview 1 with a world of its own"), "{inspected}");
+        let grants = "{type: grants, properties: {random: true, clocks: {wall: true}}}";
+        apply(&lattice, "sums", &image, &[LIMITS, grants]);
+        assert_eq!(lattice.ok(&["call", "sums/a", "lattice:sums/sums.add", "2", "40"]), "42\n");
+        assert_eq!(lattice.ok(&["call", "sums/a", "lattice:sums/sums.primes", "1000"]), "168\n");
+    });
+}
+
+#[test]
 fn programs_in_go_and_c_run() {
     run("programs in Go and C", Broker::Embedded, |broker| {
         let lattice = Lattice::start(broker);

@@ -24,9 +24,11 @@ mod harness;
 mod hostile;
 mod keystore;
 mod languages;
+mod later;
 mod look;
 mod lost;
 mod moving;
+mod other;
 #[cfg(target_os = "linux")]
 mod power;
 mod programs;

@@ -162,7 +162,13 @@ impl Running {
 
     /// The answer of that number: the last one again, or the next, as soon as there is something to say.
     async fn next(&self, job: u64, number: u64) -> Result<pb::JobAnswer, String> {
-        let ask = || self.asked.send_if_modified(|at| at.replace(Instant::now()).is_some());
+        // What was told to stop stays so. Nobody need wake up: `abandoned` looks when the time of the last one is over.
+        let ask = || {
+            self.asked.send_if_modified(|at| {
+                *at = at.map(|_| Instant::now());
+                false
+            })
+        };
         let mut output = self.output.lock().await;
         ask();
         let (last, answer) = &output.last;

@@ -77,8 +77,7 @@ impl Parts {
         let bus_error = |e: bus::Error| e.to_string();
         let mut servings = Vec::new();
         let exports = running.exports();
-        let (http, others): (Vec<String>, Vec<String>) =
-            exports.into_iter().partition(|e| e.split('@').next() == Some(HTTP_INTERFACE));
+        let (http, others): (Vec<String>, Vec<String>) = exports.into_iter().partition(|e| is_http(e));
         let door = match http.is_empty() {
             true => None,
             false => Some(self.door(key, running.clone()).await.map_err(bus_error)?),
@@ -129,6 +128,11 @@ impl Parts {
             door: None,
         })
     }
+}
+
+/// Of WASI 0.2 or 0.3: requests on the bus are the same for both.
+fn is_http(interface: &str) -> bool {
+    matches!(interface.split('@').next(), Some(HTTP_INTERFACE | "wasi:http/handler"))
 }
 
 fn is_linked(app: &App, key: &Key, interface: &str) -> bool {

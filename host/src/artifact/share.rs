@@ -1,5 +1,5 @@
-//! Gives pieces of what is in the store to whoever asks on the bus: hosts that lack a component get it from any that has
-//! it, with or without a scheduler. The receiver verifies what it gets; the giver looks once, so that what has rotted
+//! Gives pieces of what is in the store to whoever asks on the bus: hosts that lack a component get it from any that
+//! has it, with or without a scheduler. The receiver verifies what it gets; the giver looks once, so that what has rotted
 //! on its disk is not given for ever.
 
 use super::Store;

@@ -6,11 +6,12 @@ use super::dynamic;
 use super::gate::{Closed, Entry, Gate, Permit};
 use super::granted::Granted;
 use super::lane::{Habit, Laned, Spent, Work};
+use super::many::Many;
 use super::module::{Export, Module, without_version};
 use super::outgoing::forbidden_headers;
 use super::output::{Log, Rate};
 use super::state::{Env, HEADER_BYTES_MAX, State};
-use super::{Engine, Error, config, failed, glue, guard, lane};
+use super::{Engine, Error, config, failed, glue, guard, lane, later};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::{Imports, LogSink};
 use crate::metrics::{Count, Histogram, Taken};
@@ -25,10 +26,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
-use wasmtime::component::{InstancePre, Val};
+use wasmtime::component::{Accessor, InstancePre, Val};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 /// What an actor is to run as.
 pub struct Spec {
@@ -59,6 +61,9 @@ pub struct Stats {
 pub struct Actor {
     pub(super) shared: Arc<Shared>,
     pub(super) proxy: Option<ProxyPre<State>>,
+    /// The same in WASI 0.3.
+    pub(super) service: Option<ServicePre<State>>,
+    pub(super) many: Arc<Many>,
     pub(super) pre: InstancePre<State>,
     module: Arc<Module>,
     revision: u64,
@@ -68,6 +73,9 @@ pub struct Actor {
 pub(super) struct Shared {
     pub(super) env: Arc<Env>,
     engine: Engine,
+    /// What its component was compiled by and for.
+    wasm: wasmtime::Engine,
+    pub(super) is_later: bool,
     gate: Arc<Gate>,
     habit: Arc<Habit>,
     requests: AtomicU64,
@@ -82,25 +90,42 @@ impl Actor {
         let inner = &engine.inner;
         let (replicas, revision) = (spec.replicas, spec.revision);
         let env = env(engine, spec)?;
-        let mut linker = inner.wasi.clone();
-        module.link(&inner.engine, &mut linker, &env.label)?;
+        let mut linker = inner.wasi(&module.component)?.clone();
+        module.link(&mut linker, &env.label)?;
+        let wasm = module.component.engine().clone();
+        let is_later = !wasmtime::Engine::same(&wasm, &inner.engine);
         let refused = |e: wasmtime::Error| Error::Link { actor: env.label.clone(), reason: format!("{e:#}") };
-        guard::shadow(&mut linker, &env.granted).map_err(refused)?;
+        guard::shadow(&mut linker, &env.granted, is_later).map_err(refused)?;
         let pre = linker.instantiate_pre(&module.component).map_err(refused)?;
         let proxy = match module.exports.contains_key(HANDLER) {
             true => Some(ProxyPre::new(pre.clone()).map_err(refused)?),
             false => None,
         };
+        let service = match module.exports.contains_key(later::HANDLER) {
+            true => Some(ServicePre::new(pre.clone()).map_err(refused)?),
+            false => None,
+        };
+        let limits = env.limits.clone();
         let shared = Shared {
             env: Arc::new(env),
             engine: engine.clone(),
-            gate: Gate::new(replicas),
+            wasm,
+            is_later,
+            gate: Gate::new(at_once(replicas, &limits, service.is_some())),
             habit: Arc::default(),
             requests: AtomicU64::new(0),
             errors: Default::default(),
             took: OnceLock::new(),
         };
-        Ok(Self { shared: Arc::new(shared), proxy, pre, module: module.clone(), revision })
+        Ok(Self {
+            shared: Arc::new(shared),
+            proxy,
+            service,
+            many: Arc::default(),
+            pre,
+            module: module.clone(),
+            revision,
+        })
     }
 
     /// Calls an exported function with arguments in WAVE text (`"k", 3`); gives the results as WAVE text. `interface`
@@ -142,12 +167,13 @@ impl Actor {
 
     /// More take effect at once, fewer as the running invocations end.
     pub fn set_replicas(&self, replicas: u32) {
-        self.shared.gate.set_limit(replicas);
+        self.shared.gate.set_limit(at_once(replicas, &self.shared.env.limits, self.service.is_some()));
     }
 
     /// Refuses new invocations and waits for those it has, at most until `deadline`. True if none is left.
     pub async fn drain(&self, deadline: Duration) -> bool {
         self.shared.gate.close();
+        self.many.close_all();
         tokio::time::timeout(deadline, self.shared.gate.idle()).await.is_ok()
     }
 
@@ -219,7 +245,13 @@ impl Actor {
             let call = async {
                 let instance = pre.instantiate_async(&mut run.store).await?;
                 let func = instance.get_func(&mut run.store, index).ok_or_else(lost)?;
-                func.call_async(&mut run.store, &params, &mut results).await
+                match shared.is_later {
+                    true => {
+                        let call = async |by: &Accessor<State>| func.call_concurrent(by, &params, &mut results).await;
+                        run.store.run_concurrent(call).await?
+                    }
+                    false => func.call_async(&mut run.store, &params, &mut results).await,
+                }
             };
             match call.await {
                 Ok(()) => Ok(results),
@@ -249,6 +281,11 @@ impl Actor {
         };
         self.shared.in_time(until, Box::pin(work)).await
     }
+}
+
+/// Invocations that may run at once: a replica is an instance, and one of WASI 0.3 may have several.
+fn at_once(replicas: u32, limits: &Limits, is_service: bool) -> u32 {
+    if is_service { replicas.saturating_mul(limits.concurrency) } else { replicas }
 }
 
 /// A week: further ahead, clocks overflow.
@@ -366,24 +403,44 @@ impl Shared {
         entering: Entering,
         batch: Option<Batch>,
     ) -> Result<Run, CallError> {
+        let deadline = self.deadline(asked);
+        let permit = self.permit(deadline).await?;
+        self.fresh(deadline, permit, entering, batch).await
+    }
+
+    /// An instance that is no invocation by itself: those in it have their own rights to run.
+    pub(super) async fn instance(&self, deadline: Instant) -> Result<Run, CallError> {
+        self.fresh(deadline, Permit::none(), Entering::First, None).await
+    }
+
+    /// Of an invocation that is asked for now.
+    pub(super) fn deadline(&self, asked: Option<Duration>) -> Instant {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let own = Duration::from_millis(self.env.limits.deadline_ms.min(DEADLINE_MS_MAX));
-        let deadline = Instant::now() + asked.map_or(own, |asked| asked.min(own));
-        let permit = self.permit(deadline).await?;
+        Instant::now() + asked.map_or(own, |asked| asked.min(own))
+    }
+
+    async fn fresh(
+        &self,
+        deadline: Instant,
+        permit: Permit,
+        entering: Entering,
+        batch: Option<Batch>,
+    ) -> Result<Run, CallError> {
         let slot = self.slot(deadline, entering).await?;
         let engine = &self.engine.inner;
         let instance = engine.instances.fetch_add(1, Ordering::Relaxed) + 1;
         let state = State::new(&self.env, instance, deadline, batch).map_err(|e| {
             CallError::Unavailable(format!("actor {}: its grants can not be given: {e:#}", self.env.label))
         })?;
-        let mut store = Store::new(&engine.engine, state);
+        let mut store = Store::new(&self.wasm, state);
         store.limiter(|state| &mut state.limiter);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| on_tick(store.data()));
         Ok(Run { store, deadline, _slot: slot, _permit: permit, _running: Counted::new(&engine.running) })
     }
 
-    async fn permit(&self, deadline: Instant) -> Result<Permit, CallError> {
+    pub(super) async fn permit(&self, deadline: Instant) -> Result<Permit, CallError> {
         let label = &self.env.label;
         let queue_len_max = usize::try_from(self.env.limits.queue_len_max).unwrap_or(usize::MAX);
         match self.gate.enter(queue_len_max) {
@@ -427,6 +484,11 @@ impl Shared {
         Laned::new(work, &self.engine.inner.lanes, until.spent.clone(), self.habit.clone())
     }
 
+    /// The same for an instance, whoever is in it.
+    pub(super) fn laned_by<T: Send + 'static>(&self, spent: Arc<Spent>, work: Work<T>) -> Laned<T> {
+        Laned::new(work, &self.engine.inner.lanes, spent, self.habit.clone())
+    }
+
     /// What this host takes away.
     pub(super) fn policy(&self) -> &Policy {
         &self.engine.inner.policy
@@ -457,13 +519,17 @@ impl Shared {
 
     /// The invocation ran past its deadline.
     pub(super) fn late(&self, log: &Log) -> CallError {
-        let text = format!(
+        let late = self.late_quietly();
+        log.note("error", &late.to_string());
+        late
+    }
+
+    pub(super) fn late_quietly(&self) -> CallError {
+        CallError::Deadline(format!(
             "actor {} ran past its {} deadline; raise limits.deadline or make it answer sooner",
             self.env.label,
             self.deadline_text()
-        );
-        log.note("error", &text);
-        CallError::Deadline(text)
+        ))
     }
 
     fn deadline_text(&self) -> String {

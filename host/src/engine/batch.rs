@@ -72,7 +72,10 @@ impl Actor {
                 let instance = pre.instantiate_async(&mut run.store).await?;
                 let func = instance.get_func(&mut run.store, index).ok_or_else(lost)?;
                 let func = func.typed::<(), (Result<(), ()>,)>(&run.store)?;
-                func.call_async(&mut run.store, ()).await
+                match shared.is_later {
+                    true => run.store.run_concurrent(async move |by| func.call_concurrent(by, ()).await).await?,
+                    false => func.call_async(&mut run.store, ()).await,
+                }
             };
             match call.await {
                 Ok((ended,)) => Ok(u8::from(ended.is_err())),

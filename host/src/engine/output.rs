@@ -94,6 +94,11 @@ impl Log {
         self.env.logs.line(self.instance, id, stream, text);
     }
 
+    /// Another invocation in the same instance: each may print as much.
+    pub(super) fn again(&self) {
+        self.lines.store(0, Ordering::Relaxed);
+    }
+
     /// One line from the guest; cut if it is too long.
     pub(super) fn line(&self, stream: &str, text: &str) {
         match self.lines.fetch_add(1, Ordering::Relaxed) {

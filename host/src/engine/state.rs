@@ -87,6 +87,12 @@ impl State {
             is_batch: batch.is_some(),
         })
     }
+    /// Another request is in this instance, until `deadline`.
+    pub(super) fn joined(&mut self, deadline: Instant) {
+        self.deadline = self.deadline.max(deadline);
+        self.spent.forget();
+        self.log().again();
+    }
     pub(super) fn env(&self) -> &Arc<Env> {
         &self.hooks.env
     }

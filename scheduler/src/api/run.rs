@@ -57,9 +57,12 @@ impl Service {
         Ok(ReceiverStream::new(receiver))
     }
 
-    /// On any host that runs the actor; the next one when the first has no room or is away.
+    /// On any host that runs the actor, each as likely as the others; the next one when that has no room or is away.
     async fn begin(&self, app: &Name, actor: &Name, begin: pb::JobBegin) -> Result<(HostId, u64), Status> {
-        let hosts = self.shared.view(|v| v.hosts_running(app, actor));
+        let mut hosts = self.shared.view(|v| v.hosts_running(app, actor));
+        let chance = usize::try_from(u128::from(ulid::Ulid::generate()) % 65_536).unwrap_or_default();
+        let first = chance.checked_rem(hosts.len()).unwrap_or_default();
+        hosts.rotate_left(first);
         let message = format!("{app}/{actor} runs nowhere now; `lattice describe app {app}` says why");
         let mut failed = Status::unavailable(message);
         for host in hosts {

@@ -33,6 +33,8 @@ struct Host {
     labels: Vec<String>,
     /// Further arguments of its command line.
     more: Vec<String>,
+    /// The program, behind what runs it if that is not this machine.
+    program: Vec<PathBuf>,
     has_ingress: bool,
     ingress: Option<SocketAddr>,
     process: Option<Process>,
@@ -142,7 +144,8 @@ impl Lattice {
         self.admin = Some(address(&process.field("admin")));
         let ingress = Some(address(&process.field("ingress")));
         let (labels, has_ingress) = (self.labels.clone(), true);
-        self.hosts.insert("a".into(), Host { labels, more: Vec::new(), has_ingress, ingress, process: None });
+        let (more, program) = (Vec::new(), vec![PROGRAM.into()]);
+        self.hosts.insert("a".into(), Host { labels, more, program, has_ingress, ingress, process: None });
         self.main = Some(process);
     }
 
@@ -168,9 +171,21 @@ impl Lattice {
 
     /// The same, with further arguments.
     pub(crate) fn add_host_with(&mut self, name: &str, labels: &[&str], has_ingress: bool, more: &[&str]) {
+        self.add_host_of(name, vec![PROGRAM.into()], labels, has_ingress, more);
+    }
+
+    /// The same, of another program.
+    pub(crate) fn add_host_of(
+        &mut self,
+        name: &str,
+        program: Vec<PathBuf>,
+        labels: &[&str],
+        has_ingress: bool,
+        more: &[&str],
+    ) {
         let owned = |texts: &[&str]| texts.iter().map(|l| (*l).to_owned()).collect();
         let (labels, more) = (owned(labels), owned(more));
-        self.hosts.insert(name.into(), Host { labels, more, has_ingress, ingress: None, process: None });
+        self.hosts.insert(name.into(), Host { labels, more, program, has_ingress, ingress: None, process: None });
         self.start_host(name);
     }
 
@@ -178,7 +193,8 @@ impl Lattice {
     pub(crate) fn start_host(&mut self, name: &str) {
         let data = self.dir().join(format!("host-{name}"));
         let host = &self.hosts[name];
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(&host.program[0]);
+        command.args(&host.program[1..]);
         command.args(["host", "--name", name, "--nats", &self.bus, "--data"]).arg(data).args(&host.more);
         for label in &host.labels {
             command.args(["--label", label]);

@@ -6,6 +6,7 @@ mod calls;
 mod capabilities;
 mod grants;
 mod hostile;
+mod later;
 mod limits;
 mod load;
 
