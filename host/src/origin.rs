@@ -27,7 +27,7 @@ impl Origin {
     /// Of a request from outside: what its client said if that is sane, else made. The headers then say the same.
     pub fn admit(headers: &mut HeaderMap) -> Self {
         let given = only(headers, &REQUEST_ID).filter(|id| is_request_id(id.as_bytes())).cloned();
-        let traced = only(headers, &TRACEPARENT).filter(|t| Trace::parse(t.as_bytes()).is_some()).cloned();
+        let traced = Self::sent(headers).traceparent;
         if let (Some(request_id), Some(traceparent)) = (&given, &traced) {
             return Self { request_id: Some(request_id.clone()), traceparent: Some(traceparent.clone()) };
         }
@@ -47,6 +47,12 @@ impl Origin {
             made
         });
         Self { request_id: Some(request_id), traceparent: Some(traceparent) }
+    }
+
+    /// The trace context that a client sent, if it is sane.
+    pub fn sent(headers: &HeaderMap) -> Self {
+        let traced = only(headers, &TRACEPARENT).filter(|t| Trace::parse(t.as_bytes()).is_some()).cloned();
+        Self { request_id: None, traceparent: traced }
     }
 
     /// Of a request that an ingress admitted, or that comes from another host.

@@ -24,5 +24,7 @@ mod moving;
 mod power;
 mod registry;
 mod schedulers;
+#[cfg(feature = "otel")]
+mod tracing;
 mod walls;
 mod watching;
