@@ -2,7 +2,8 @@
 //!
 //! Reading order: `agent` (the loop), `assignment` (what has to happen, pure), `artifact` (bytes by content), `engine`
 //! (wasmtime), `capability` (what guests may import), `provider` (who implements it here), `link` (which provider is
-//! meant), `rpc` (calls over the bus), `ingress` (HTTP from outside), `logs`, `origin` (what caused a call), `metrics`.
+//! meant), `rpc` (calls over the bus), `ingress` (HTTP from outside), `logs`, `origin` (what caused a call), `metrics`,
+//! `spans`.
 //! Absent here: anything of the scheduler; a host decides nothing about other hosts.
 
 pub mod agent;
@@ -18,4 +19,5 @@ pub mod metrics;
 pub mod origin;
 pub mod provider;
 pub mod rpc;
+pub mod spans;
 pub mod value;

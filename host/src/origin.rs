@@ -16,6 +16,8 @@ pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Bytes of a `traceparent` of version 00.
 const TRACEPARENT_BYTES: usize = 55;
+/// Where in it the trace's id stands.
+const TRACE_ID: std::ops::Range<usize> = 3..35;
 /// The values as headers have them. Copying them costs no allocation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origin {
@@ -27,26 +29,36 @@ impl Origin {
     /// Of a request from outside: what its client said if that is sane, else made. The headers then say the same.
     pub fn admit(headers: &mut HeaderMap) -> Self {
         let given = only(headers, &REQUEST_ID).filter(|id| is_request_id(id.as_bytes())).cloned();
-        let traced = only(headers, &TRACEPARENT).filter(|t| Trace::parse(t.as_bytes()).is_some()).cloned();
+        let traced = Self::sent(headers).traceparent;
         if let (Some(request_id), Some(traceparent)) = (&given, &traced) {
             return Self { request_id: Some(request_id.clone()), traceparent: Some(traceparent.clone()) };
         }
+        // Room for both at once.
+        headers.reserve(2);
         let (id, traceparent) = match traced {
-            Some(traceparent) => (traceparent.clone(), traceparent),
+            Some(traceparent) => (Bytes::copy_from_slice(&traceparent.as_bytes()[TRACE_ID]), traceparent),
             None => {
                 // A state without its parent is another trace's (W3C Trace Context, 3.3.1.1).
                 headers.remove(TRACESTATE);
-                let made = Trace::fresh().value();
-                headers.insert(TRACEPARENT, made.clone());
-                (made.clone(), made)
+                let made = Trace::fresh().bytes();
+                let traceparent = value(made.clone());
+                headers.insert(TRACEPARENT, traceparent.clone());
+                (made.slice(TRACE_ID), traceparent)
             }
         };
+        // The id of the trace is the id of the request: the same bytes.
         let request_id = given.unwrap_or_else(|| {
-            let made = trace_id_of(&id);
+            let made = value(id);
             headers.insert(REQUEST_ID, made.clone());
             made
         });
         Self { request_id: Some(request_id), traceparent: Some(traceparent) }
+    }
+
+    /// The trace context that a client sent, if it is sane.
+    pub fn sent(headers: &HeaderMap) -> Self {
+        let traced = only(headers, &TRACEPARENT).filter(|t| Trace::parse(t.as_bytes()).is_some()).cloned();
+        Self { request_id: None, traceparent: traced }
     }
 
     /// Of a request that an ingress admitted, or that comes from another host.
@@ -89,10 +101,8 @@ fn is_request_id(id: &[u8]) -> bool {
     !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(sane)
 }
 
-/// The id of the trace, as the id of the request: the same bytes.
-fn trace_id_of(traceparent: &HeaderValue) -> HeaderValue {
-    let id = Bytes::copy_from_slice(&traceparent.as_bytes()[3..35]);
-    HeaderValue::from_maybe_shared(id).expect("hexadecimal digits are a header's value")
+fn value(text: Bytes) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text).expect("digits and dashes are a header's value")
 }
 
 /// A `traceparent` (W3C Trace Context, 3.2).
@@ -128,11 +138,15 @@ impl Trace {
 
     /// As a header has it.
     pub fn value(&self) -> HeaderValue {
+        value(self.bytes())
+    }
+
+    fn bytes(&self) -> Bytes {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
         put_hex(&mut text[3..35], &self.id);
         put_hex(&mut text[36..52], &self.span);
         text[54] = b'0' + u8::from(self.sampled);
-        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).expect("digits and dashes are a header's value")
+        Bytes::copy_from_slice(&text)
     }
 
     /// The trace's id as people write it.

@@ -196,6 +196,8 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         stop.cancelled().await;
         // The host is no less part of the lattice for the night: it does not leave.
         host.0.shutdown(false).await;
+        // Blocks until the spans are sent, or can not be.
+        let _ = tokio::task::spawn_blocking(host::spans::shutdown).await;
         scheduler.0.shutdown().await;
         host.1.close().await;
         scheduler.1.close().await;
@@ -251,6 +253,8 @@ pub(crate) async fn host(config: HostConfig) -> anyhow::Result<Running> {
     running.parts.spawn(async move {
         stop.cancelled().await;
         agent.shutdown(true).await;
+        // Blocks until the spans are sent, or can not be.
+        let _ = tokio::task::spawn_blocking(host::spans::shutdown).await;
         bus.close().await;
         Ok(())
     });
@@ -277,8 +281,37 @@ async fn start_scheduler(config: SchedulerConfig) -> anyhow::Result<(scheduler::
     Ok((scheduler::Scheduler::start(config, bus.clone()).await?, bus))
 }
 
+/// Sends spans to a collector, if the environment names one.
+#[cfg(all(feature = "host", feature = "otel"))]
+fn record(config: &HostConfig) -> anyhow::Result<()> {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let endpoints = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+    let off = set("OTEL_SDK_DISABLED").is_some_and(|v| v.eq_ignore_ascii_case("true"))
+        || set("OTEL_TRACES_EXPORTER").is_some_and(|v| v == "none");
+    let Some((name, endpoint)) = endpoints.iter().find_map(|name| Some((*name, set(name)?))).filter(|_| !off) else {
+        return Ok(());
+    };
+    let protocol = set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| set("OTEL_EXPORTER_OTLP_PROTOCOL"));
+    if let Some(other) = protocol.filter(|p| p != "grpc") {
+        anyhow::bail!(
+            "OTEL_EXPORTER_OTLP_PROTOCOL={other}: spans are sent by grpc only; set grpc, and its port (4317)"
+        );
+    }
+    if !endpoint.starts_with("http://") {
+        anyhow::bail!("{name}={endpoint}: spans are sent in the clear; name a collector near by, http://HOST:4317");
+    }
+    let attributes = [
+        ("host.name", config.name.clone()),
+        ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("lattice.name", config.bus.lattice.to_string()),
+    ];
+    host::spans::start("lattice-host", &attributes).map_err(|e| anyhow::anyhow!("{name}={endpoint}: {e}"))
+}
+
 #[cfg(feature = "host")]
 async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, bus::Bus)> {
+    #[cfg(feature = "otel")]
+    record(&config)?;
     let bus = bus::Bus::connect(&config.bus).await?;
     let tls = config.tls.map(|tls| tls.pairs()).unwrap_or_default();
     let access_log = config.access_log;

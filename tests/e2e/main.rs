@@ -35,6 +35,8 @@ mod programs;
 mod reads;
 mod registry;
 mod schedulers;
+#[cfg(feature = "otel")]
+mod tracing;
 mod versions;
 mod walls;
 mod watching;

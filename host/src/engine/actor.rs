@@ -16,6 +16,7 @@ use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::{Imports, LogSink};
 use crate::metrics::{Count, Histogram, Taken};
 use crate::origin::Origin;
+use crate::spans::{self, Kind, Span};
 use crate::value::{decode_vals, encode_vals};
 use bytes::Bytes;
 use proto::app::{Grants, Limits, Name};
@@ -511,6 +512,16 @@ impl Shared {
         outcome
     }
 
+    /// The span of an invocation, if somebody records.
+    pub(super) fn span(&self, origin: impl FnOnce() -> Origin, function: &str) -> Span {
+        let mut span = spans::begin(Kind::Within, origin, || format!("{} {function}", self.env.label));
+        if span.is_on() {
+            span.set("lattice.app", self.env.app.clone());
+            span.set("lattice.actor", self.env.actor.clone());
+        }
+        span
+    }
+
     /// As `count`, for the whole of an invocation that was asked for at `begun`.
     pub(super) fn ended<T>(&self, begun: Instant, outcome: Result<T, CallError>) -> Result<T, CallError> {
         self.took.get_or_init(Box::default).add(begun.elapsed());
@@ -554,7 +565,17 @@ impl Serve for Actor {
         params: Bytes,
     ) -> Result<Bytes, CallError> {
         let begun = Instant::now();
+        let mut span = self.shared.span(|| link.origin.clone(), function);
+        let caused;
+        let link = match span.is_on() {
+            true => {
+                caused = LinkContext { origin: spans::caused_by(&span, &link.origin), ..link.clone() };
+                &caused
+            }
+            false => link,
+        };
         let ended = self.try_serve(link, interface, function, params).await;
+        spans::ended(&mut span, &ended);
         self.shared.ended(begun, ended)
     }
 }

@@ -10,6 +10,7 @@ use super::later;
 use super::state::{HEADER_BYTES_MAX, State};
 use crate::call::{Body, CallError, HttpServe};
 use crate::origin::Origin;
+use crate::spans;
 use http::uri::Scheme;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
@@ -40,9 +41,16 @@ impl HttpServe for Actor {
 
 impl Actor {
     /// Answers one request. An error means that no response began; a body that breaks off later ends with an error.
-    pub async fn http(&self, request: Request<Body>, deadline: Option<Duration>) -> Result<Response<Body>, CallError> {
+    pub async fn http(
+        &self,
+        mut request: Request<Body>,
+        deadline: Option<Duration>,
+    ) -> Result<Response<Body>, CallError> {
         let begun = Instant::now();
+        let mut span = self.shared.span(|| Origin::of(request.headers()), "http");
+        spans::put(&span, request.headers_mut());
         let ended = Box::pin(self.try_http(request, deadline)).await;
+        spans::ended(&mut span, &ended);
         self.shared.ended(begun, ended)
     }
 

@@ -6,8 +6,9 @@ use super::connection::Client;
 use super::sent::{Activity, Sent, patient};
 use super::{Behind, Dispatch, Limits, Meter, Route, Routes};
 use crate::call::{Body, CallError};
-use crate::origin::{Origin, REQUEST_ID};
+use crate::origin::{Origin, REQUEST_ID, TRACESTATE};
 use crate::rpc::strip_hop_by_hop;
+use crate::spans::{self, Kind, Span};
 use http::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -39,6 +40,7 @@ impl Front {
         activity: Option<&Arc<Activity>>,
     ) -> Response<Body> {
         let begun = Instant::now();
+        let mut span = begin_span(&mut request, client);
         let origin = Origin::admit(request.headers_mut());
         let mut entry = self.access.as_ref().map(|access| Box::new(Entry::begin(access, client, &origin, &request)));
         let mut response = match self.find(&request) {
@@ -46,12 +48,19 @@ impl Front {
                 if let Some(entry) = &mut entry {
                     entry.routed(route.app.as_str(), route.actor.as_str());
                 }
+                if span.is_on() {
+                    span.set("lattice.app", route.app.to_string());
+                    span.set("lattice.actor", route.actor.to_string());
+                }
                 let response = self.ask(&route, request).await;
                 route.traffic.answered(response.status(), begun.elapsed());
                 response
             }
             Err(refused) => refused,
         };
+        if span.is_on() {
+            end_span(&mut span, &origin, response.status());
+        }
         if let Some(id) = origin.request_id {
             response.headers_mut().insert(REQUEST_ID, id);
         }
@@ -107,6 +116,34 @@ impl Front {
             }
             Err(error) => refuse(&error),
         }
+    }
+}
+
+/// The request's span, if somebody records; its headers then name it as what causes all else. It ends with the head of the
+/// answer. Names of attributes are those of OpenTelemetry's conventions for HTTP servers.
+fn begin_span(request: &mut Request<Incoming>, client: Client) -> Span {
+    let sent = || Origin::sent(request.headers());
+    let mut span = spans::begin(Kind::Server, sent, || request.method().to_string());
+    if !span.is_on() {
+        return span;
+    }
+    if Origin::sent(request.headers()).is_none() {
+        // A state without its parent is another trace's.
+        request.headers_mut().remove(TRACESTATE);
+    }
+    span.set("http.request.method", request.method().to_string());
+    span.set("url.path", request.uri().path().chars().take(512).collect::<String>());
+    span.set("url.scheme", if client.tls { "https" } else { "http" });
+    span.set("client.address", client.addr.ip().to_canonical().to_string());
+    spans::put(&span, request.headers_mut());
+    span
+}
+
+fn end_span(span: &mut Span, origin: &Origin, status: StatusCode) {
+    span.set("lattice.request_id", origin.request_id().to_owned());
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.failed(status.as_str());
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{CONCURRENT_MAX, Caller, DEADLINE_DEFAULT, Permit, call_error, refusal};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::origin::Origin;
+use crate::spans::{self, Kind};
 use crate::value::ENCODED_BYTES_MAX;
 use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving, Share};
 use bytes::Bytes;
@@ -43,13 +44,18 @@ impl Serve for RemoteServe {
         check_bytes(&params, interface)?;
         let subject = self.bus.subjects().rpc(&self.app, &self.component, interface);
         let call = format!("{function} {} {} {}", link.app, link.consumer, link.name);
+        let whom = || format!("{}/{}", self.app, self.component);
+        let mut span =
+            spans::begin(Kind::Client, || link.origin.clone(), || format!("{interface}.{function} of {}", whom()));
         let mut headers = Headers::from([(CALL.to_owned(), call)]);
-        put_origin(&mut headers, &link.origin);
+        put_origin(&mut headers, &spans::caused_by(&span, &link.origin));
         let reply = self.bus.call(subject, headers, params, link.deadline.unwrap_or(DEADLINE_DEFAULT)).await;
-        reply.map(|r| r.payload).map_err(|e| {
+        let answer = reply.map(|r| r.payload).map_err(|e| {
             let who = format!("link {:?} of actor {:?}", link.name, link.consumer);
-            call_error(e, &who, interface, &format!("{}/{}", self.app, self.component))
-        })
+            call_error(e, &who, interface, &whom())
+        });
+        spans::ended(&mut span, &answer);
+        answer
     }
 }
 
@@ -120,15 +126,22 @@ impl End {
             ))));
         };
         check_bytes(&request.payload, &self.interface).map_err(refusal)?;
+        let origin = Origin::from_texts(request.headers.get(REQUEST), request.headers.get(TRACE));
+        let mut span = spans::begin(
+            Kind::Server,
+            || origin.clone(),
+            || format!("{}.{function} of {}/{}", self.interface, self.app, self.component),
+        );
         let link = LinkContext {
             app: caller.app.into(),
             consumer: caller.consumer.into(),
             name: caller.link,
             config,
             deadline: Some(request.deadline.saturating_duration_since(Instant::now())),
-            origin: Origin::from_texts(request.headers.get(REQUEST), request.headers.get(TRACE)),
+            origin: spans::caused_by(&span, &origin),
         };
         let result = self.serve.serve(&link, &self.interface, &function, request.payload).await;
+        spans::ended(&mut span, &result);
         match result {
             Ok(payload) => Ok(Reply { headers: Headers::new(), payload }),
             Err(error) => {

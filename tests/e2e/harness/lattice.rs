@@ -25,6 +25,8 @@ pub(crate) struct Lattice {
     /// Where `up`, or the scheduler, tells how it is.
     admin: Option<SocketAddr>,
     labels: Vec<String>,
+    /// What its processes find in their environment.
+    env: Vec<(&'static str, String)>,
     // Last, so that it goes when all who write there have ended.
     dir: Option<TempDir>,
 }
@@ -63,7 +65,13 @@ impl Lattice {
 
     /// As `start`; the labels are those of "a".
     pub(crate) fn start_labelled(broker: Broker, labels: &[&str]) -> Self {
+        Self::start_in(broker, labels, Vec::new())
+    }
+
+    /// The same, its processes in this environment.
+    pub(crate) fn start_in(broker: Broker, labels: &[&str], env: Vec<(&'static str, String)>) -> Self {
         let mut lattice = Self::of_nobody(broker, labels);
+        lattice.env = env;
         lattice.start_main();
         lattice.until_hosts(&[("a", "ready")]);
         lattice
@@ -79,6 +87,7 @@ impl Lattice {
             api: String::new(),
             admin: None,
             labels: labels.iter().map(|l| (*l).to_owned()).collect(),
+            env: Vec::new(),
             dir: Some(tempfile::Builder::new().prefix("lattice-e2e-").tempdir().unwrap()),
         }
     }
@@ -138,7 +147,7 @@ impl Lattice {
         for label in &self.labels {
             command.args(["--label", label]);
         }
-        let mut process = Process::spawn("up", self.dir(), clean(&mut command));
+        let mut process = Process::spawn("up", self.dir(), clean(&mut command).envs(self.env.iter().cloned()));
         self.api = process.field("api");
         self.bus = process.field("bus");
         self.admin = Some(address(&process.field("admin")));
@@ -202,7 +211,8 @@ impl Lattice {
         if host.has_ingress {
             command.args(["--ingress", "127.0.0.1:0"]);
         }
-        let mut process = Process::spawn(&format!("host-{name}"), self.dir(), clean(&mut command));
+        let command = clean(&mut command).envs(self.env.iter().cloned());
+        let mut process = Process::spawn(&format!("host-{name}"), self.dir(), command);
         let ingress = host.has_ingress.then(|| address(&process.field("ingress")));
         process.field("id");
         let host = self.hosts.get_mut(name).unwrap();
@@ -413,6 +423,9 @@ impl Drop for Lattice {
 /// What the machine's user has set must not change a test.
 pub(crate) fn clean(command: &mut Command) -> &mut Command {
     for name in ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_LOG", "LATTICE_NATS_TOKEN", "LATTICE_TOKEN"] {
+        command.env_remove(name);
+    }
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OTEL_")) {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1")
