@@ -345,6 +345,10 @@ pub struct Limits {
     pub log_bytes_per_s: u64,
     /// Outgoing HTTP requests of all its instances on a host at once.
     pub outgoing_len_max: u32,
+    /// Requests that one instance serves, one after another, before it is dropped; 1 is a fresh one for each.
+    pub reuse: u32,
+    /// Requests that one instance serves at once.
+    pub concurrency: u32,
 }
 
 impl Default for Limits {
@@ -360,6 +364,8 @@ impl Default for Limits {
             response_bytes_max: 1024 * 1024 * 1024,
             log_bytes_per_s: 64 * 1024,
             outgoing_len_max: 64,
+            reuse: 1,
+            concurrency: 1,
         }
     }
 }
