@@ -237,6 +237,7 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
             labels: config.labels,
             ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls }),
             policy: config.policy,
+            compiler: host::engine::Compiler::itself(),
         },
         bus.clone(),
     )

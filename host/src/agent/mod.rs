@@ -47,6 +47,8 @@ pub struct Config {
     pub ingress: Option<IngressConfig>,
     /// What this host takes away from what manifests grant.
     pub policy: Policy,
+    /// Who compiles components; without one this process does.
+    pub compiler: Option<engine::Compiler>,
 }
 
 #[derive(Debug, Clone)]
@@ -110,6 +112,7 @@ impl Agent {
             instances_max: INSTANCES_MAX,
             policy: Arc::new(config.policy),
             bus: away::addresses(&bus).await,
+            compiler: config.compiler,
         })?;
         let artifacts = artifact::Store::open(&config.data.join("artifacts"), ARTIFACT_STORE_BYTES_MAX)?;
         let running = Arc::new(Running::default());

@@ -1,15 +1,17 @@
-//! One revision of an actor on this host: linked once, then a fresh instance per invocation, as many at once as it has
-//! replicas here, each within its limits.
+//! One revision of an actor on this host: linked once, then a fresh instance per invocation or, if it asked for that, one
+//! that has answered before; as many at once as it has replicas here, each within its limits.
 
 use super::dynamic;
 use super::gate::{Closed, Entry, Gate, Permit};
 use super::granted::Granted;
+use super::idle::Warm;
 use super::lane::{Habit, Laned, Spent, Work};
+use super::mapped::{Linked, Mapped, Source};
 use super::module::{Export, Module, without_version};
 use super::outgoing::forbidden_headers;
 use super::output::{Log, Rate};
 use super::state::{Env, HEADER_BYTES_MAX, State};
-use super::{Engine, Error, config, failed, glue, guard, lane};
+use super::{Engine, Error, config, failed, glue, lane};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::{Imports, LogSink};
 use crate::value::{decode_vals, encode_vals};
@@ -21,10 +23,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
-use wasmtime::component::{InstancePre, Val};
+use wasmtime::component::Val;
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpCtx;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::Proxy;
 
 /// What an actor is to run as.
 pub struct Spec {
@@ -38,6 +40,8 @@ pub struct Spec {
     pub limits: Limits,
     pub imports: Arc<dyn Imports>,
     pub logs: Arc<dyn LogSink>,
+    /// The component's bytes again, should its compiled code be lost.
+    pub source: Source,
 }
 
 /// Counts since the actor was prepared, and what it does now.
@@ -54,9 +58,8 @@ pub struct Stats {
 /// A linked actor. Dropping it leaves running invocations alone.
 pub struct Actor {
     pub(super) shared: Arc<Shared>,
-    pub(super) proxy: Option<ProxyPre<State>>,
-    pre: InstancePre<State>,
-    module: Arc<Module>,
+    mapped: Arc<Mapped>,
+    exports: Vec<String>,
     revision: u64,
 }
 
@@ -64,6 +67,8 @@ pub struct Actor {
 pub(super) struct Shared {
     pub(super) env: Arc<Env>,
     engine: Engine,
+    /// Among all actors that this engine has ever prepared.
+    number: u64,
     gate: Arc<Gate>,
     habit: Arc<Habit>,
     requests: AtomicU64,
@@ -73,26 +78,19 @@ pub(super) struct Shared {
 impl Actor {
     pub(super) fn new(engine: &Engine, module: &Arc<Module>, spec: Spec) -> Result<Self, Error> {
         let inner = &engine.inner;
-        let (replicas, revision) = (spec.replicas, spec.revision);
+        let (replicas, revision, source) = (spec.replicas, spec.revision, spec.source.clone());
         let env = env(engine, spec)?;
-        let mut linker = inner.wasi.clone();
-        module.link(&inner.engine, &mut linker, &env.label)?;
-        let refused = |e: wasmtime::Error| Error::Link { actor: env.label.clone(), reason: format!("{e:#}") };
-        guard::shadow(&mut linker, &env.granted).map_err(refused)?;
-        let pre = linker.instantiate_pre(&module.component).map_err(refused)?;
-        let proxy = match module.exports.contains_key(HANDLER) {
-            true => Some(ProxyPre::new(pre.clone()).map_err(refused)?),
-            false => None,
-        };
+        let mapped = Mapped::new(engine, &env, module, source)?;
         let shared = Shared {
             env: Arc::new(env),
             engine: engine.clone(),
+            number: inner.actors.fetch_add(1, Ordering::Relaxed),
             gate: Gate::new(replicas),
             habit: Arc::default(),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         };
-        Ok(Self { shared: Arc::new(shared), proxy, pre, module: module.clone(), revision })
+        Ok(Self { shared: Arc::new(shared), mapped, exports: module.exports(), revision })
     }
 
     /// Calls an exported function with arguments in WAVE text (`"k", 3`); gives the results as WAVE text. `interface`
@@ -103,7 +101,7 @@ impl Actor {
 
     /// Interfaces it exports, without version.
     pub fn exports(&self) -> Vec<String> {
-        self.module.exports()
+        self.exports.clone()
     }
 
     pub fn revision(&self) -> u64 {
@@ -128,14 +126,16 @@ impl Actor {
     /// Refuses new invocations and waits for those it has, at most until `deadline`. True if none is left.
     pub async fn drain(&self, deadline: Duration) -> bool {
         self.shared.gate.close();
+        self.shared.engine.inner.idle.forget(self.shared.number);
         tokio::time::timeout(deadline, self.shared.gate.idle()).await.is_ok()
     }
 
     async fn try_wave(&self, interface: &str, function: &str, args: &str) -> Result<String, CallError> {
-        let export = self.export(interface, function)?;
+        let linked = self.linked().await?;
+        let export = self.export(&linked, interface, function)?;
         self.check_plain(export, interface, function)?;
         let params = dynamic::parse_wave(function, args, &export.params)?;
-        let results = Box::pin(self.call(export, params, None, Entering::First)).await?;
+        let results = Box::pin(self.call(&linked, export, params, None, Entering::First)).await?;
         dynamic::wave_text(&results)
     }
 
@@ -146,19 +146,29 @@ impl Actor {
         function: &str,
         params: Bytes,
     ) -> Result<Bytes, CallError> {
-        let export = self.export(interface, function)?;
+        let linked = self.linked().await?;
+        let export = self.export(&linked, interface, function)?;
         if let Some(known) = glue::keystore_function(without_version(interface), function) {
             let call = known.read(params)?;
-            return Box::pin(self.call_keystore(export, call, link.deadline)).await;
+            return Box::pin(self.call_keystore(&linked, export, call, link.deadline)).await;
         }
         self.check_plain(export, interface, function)?;
         let params = decode_vals(&params, &export.params)?;
-        let results = Box::pin(self.call(export, params, link.deadline, Entering::Nested)).await?;
+        let results = Box::pin(self.call(&linked, export, params, link.deadline, Entering::Nested)).await?;
         encode_vals(&results, &export.results)
     }
 
-    fn export(&self, interface: &str, function: &str) -> Result<&Export, CallError> {
-        let (label, exports) = (&self.shared.env.label, &self.module.exports);
+    /// Its code, mapped again if nobody had called it for long.
+    pub(super) async fn linked(&self) -> Result<Arc<Linked>, CallError> {
+        let Shared { engine, env, .. } = &*self.shared;
+        self.mapped
+            .get(engine, env)
+            .await
+            .map_err(|e| CallError::Unavailable(format!("actor {}: its code can not be mapped again: {e}", env.label)))
+    }
+
+    fn export<'a>(&self, linked: &'a Linked, interface: &str, function: &str) -> Result<&'a Export, CallError> {
+        let (label, exports) = (&self.shared.env.label, &linked.module.exports);
         let of_itself = interface.is_empty();
         let Some(functions) = exports.get(without_version(interface)) else {
             let what = if of_itself { format!("function {function:?} by itself") } else { format!("{interface:?}") };
@@ -184,13 +194,14 @@ impl Actor {
 
     async fn call(
         &self,
+        linked: &Linked,
         export: &Export,
         params: Vec<Val>,
         deadline: Option<Duration>,
         entering: Entering,
     ) -> Result<Vec<Val>, CallError> {
         let mut run = self.shared.enter(deadline, entering).await?;
-        let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
+        let (shared, pre, index) = (self.shared.clone(), linked.pre.clone(), export.index);
         let mut results = vec![Val::Bool(false); export.results.len()];
         let until = Until::of(&run);
         let work = async move {
@@ -209,12 +220,13 @@ impl Actor {
 
     async fn call_keystore(
         &self,
+        linked: &Linked,
         export: &Export,
         call: glue::KeystoreCall,
         deadline: Option<Duration>,
     ) -> Result<Bytes, CallError> {
         let mut run = self.shared.enter(deadline, Entering::Nested).await?;
-        let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
+        let (shared, pre, index) = (self.shared.clone(), linked.pre.clone(), export.index);
         let until = Until::of(&run);
         let work = async move {
             let call = async {
@@ -264,6 +276,7 @@ fn env(engine: &Engine, spec: Spec) -> Result<Env, Error> {
         imports: spec.imports,
         logs: spec.logs,
         budget: engine.inner.budget.clone(),
+        idle: Arc::downgrade(&engine.inner.idle),
         forbidden: forbidden_headers(),
         http,
     })
@@ -274,7 +287,9 @@ fn env(engine: &Engine, spec: Spec) -> Result<Env, Error> {
 pub(super) struct Run {
     pub(super) store: Store<State>,
     pub(super) deadline: Instant,
-    _slot: OwnedSemaphorePermit,
+    /// Requests that its instance has answered before.
+    served: u32,
+    slot: OwnedSemaphorePermit,
     _permit: Permit,
     _running: Counted,
 }
@@ -333,10 +348,42 @@ pub(super) enum Entering {
 impl Shared {
     /// Waits for a replica and for room on this host, then makes a store. Refuses rather than queue without bound.
     pub(super) async fn enter(&self, asked: Option<Duration>, entering: Entering) -> Result<Run, CallError> {
+        let deadline = self.deadline(asked);
+        let permit = self.permit(deadline).await?;
+        self.fresh(deadline, permit, entering).await
+    }
+
+    /// The same for an HTTP request: an instance that waits for one is taken first.
+    pub(super) async fn enter_http(&self, asked: Option<Duration>) -> Result<(Run, Option<Proxy>), CallError> {
+        let deadline = self.deadline(asked);
+        let permit = self.permit(deadline).await?;
+        let engine = &self.engine.inner;
+        let warm = if self.env.limits.reuse > 1 { engine.idle.take(self.number) } else { None };
+        let Some(Warm { mut store, proxy, served, slot }) = warm else {
+            return Ok((self.fresh(deadline, permit, Entering::First).await?, None));
+        };
+        store.data_mut().renew(deadline);
+        store.set_epoch_deadline(1);
+        let running = Counted::new(&engine.running);
+        Ok((Run { store, deadline, served, slot, _permit: permit, _running: running }, Some(proxy)))
+    }
+
+    /// Keeps an instance that has answered for the next request, if it may have one and nothing is left of this.
+    pub(super) fn keep(&self, mut run: Run, proxy: Proxy) {
+        let served = run.served.saturating_add(1);
+        if served < self.env.limits.reuse && run.store.data_mut().is_done() {
+            let warm = Warm { store: run.store, proxy, served, slot: run.slot };
+            self.engine.inner.idle.put(self.number, warm, Instant::now());
+        }
+    }
+
+    fn deadline(&self, asked: Option<Duration>) -> Instant {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let own = Duration::from_millis(self.env.limits.deadline_ms.min(DEADLINE_MS_MAX));
-        let deadline = Instant::now() + asked.map_or(own, |asked| asked.min(own));
-        let permit = self.permit(deadline).await?;
+        Instant::now() + asked.map_or(own, |asked| asked.min(own))
+    }
+
+    async fn fresh(&self, deadline: Instant, permit: Permit, entering: Entering) -> Result<Run, CallError> {
         let slot = self.slot(deadline, entering).await?;
         let engine = &self.engine.inner;
         let instance = engine.instances.fetch_add(1, Ordering::Relaxed) + 1;
@@ -347,7 +394,8 @@ impl Shared {
         store.limiter(|state| &mut state.limiter);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| on_tick(store.data()));
-        Ok(Run { store, deadline, _slot: slot, _permit: permit, _running: Counted::new(&engine.running) })
+        let running = Counted::new(&engine.running);
+        Ok(Run { store, deadline, served: 0, slot, _permit: permit, _running: running })
     }
 
     async fn permit(&self, deadline: Instant) -> Result<Permit, CallError> {
@@ -374,8 +422,14 @@ impl Shared {
 
     async fn slot(&self, deadline: Instant, entering: Entering) -> Result<OwnedSemaphorePermit, CallError> {
         let slots = &self.engine.inner.slots;
-        if let Ok(slot) = slots.clone().try_acquire_owned() {
-            return Ok(slot);
+        loop {
+            if let Ok(slot) = slots.clone().try_acquire_owned() {
+                return Ok(slot);
+            }
+            // Whoever only waits makes room.
+            if !self.engine.inner.idle.evict() {
+                break;
+            }
         }
         if entering == Entering::First
             && let Ok(Ok(slot)) = timeout_at(deadline.into(), Semaphore::acquire_owned(slots.clone())).await
@@ -430,6 +484,12 @@ impl Shared {
         let error = failed::explain(&self.env, store.data().limiter.refused, e);
         store.data().log().note("error", &error.to_string());
         error
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        self.shared.engine.inner.idle.forget(self.shared.number);
     }
 }
 

@@ -69,7 +69,7 @@ impl Rate {
     }
 }
 
-/// Where one instance's lines go: counted, and cut off past a bound.
+/// Where one instance's lines go: those of an invocation are counted, and cut off past a bound.
 pub(super) struct Log {
     env: Arc<Env>,
     instance: u64,
@@ -79,6 +79,11 @@ pub(super) struct Log {
 impl Log {
     pub(super) fn new(env: Arc<Env>, instance: u64) -> Arc<Self> {
         Arc::new(Self { env, instance, lines: AtomicU32::new(0) })
+    }
+
+    /// Another invocation has begun.
+    pub(super) fn begin(&self) {
+        self.lines.store(0, Ordering::Relaxed);
     }
 
     /// One line from the guest; cut if it is too long.
