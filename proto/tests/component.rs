@@ -332,8 +332,8 @@ fn only_newer_components_serve_several_requests_at_once() {
     assert_eq!(
         said(&manifest, &[("cart", &[], &["wasi:http/incoming-handler@0.2.0"])]),
         [
-            "app.yaml:6:7: spec.components[0]: actor \"cart\" has limits.concurrency of 8, and an instance of a WASI 0.2 \
-             component serves one request at a time; leave concurrency out, or build it as a component that exports \
+            "app.yaml:6:13: spec.components[0].name: actor \"cart\" has limits.concurrency of 8, and an instance of a \
+             WASI 0.2 component serves one request at a time; leave concurrency out, or build it as a component that exports \
              wasi:http/handler@0.3.0"
         ]
     );
