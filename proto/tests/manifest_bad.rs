@@ -330,7 +330,7 @@ fn every_grant_and_every_limit_is_checked() {
             "app.yaml:21:17: spec.components[0].traits[2].type: a second limits; the first is at line 19; keep one of them",
             "app.yaml:22:31: spec.components[0].traits[2].properties.reuse: reuse of 0 is out of range; give 1 to 1000000",
             "app.yaml:22:47: spec.components[0].traits[2].properties.concurrency: expected a whole number from 0 to 10000, \
-             found `many`; give a whole number from 0 to 10000",
+             found many; give a whole number from 0 to 10000",
         ],
     );
 }
