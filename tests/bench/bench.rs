@@ -12,7 +12,9 @@
 //! `figures` is the arithmetic.
 
 mod apply;
+mod compile;
 mod counter;
+mod density;
 mod figures;
 mod hello;
 mod keyvalue;
@@ -40,8 +42,10 @@ const SECTIONS: &[Section] = &[
     ("counter", "requests to an actor that gets one value of wasi:keyvalue and answers it", counter::run),
     ("plan", "placement on 5,000 hosts", plan::run),
     ("apply", "from `lattice apply` to the first answer", apply::run),
+    ("compile", "components that nobody has seen, and their neighbour meanwhile", compile::run),
     ("raft", "committed entries of 1 KiB, one member, beside the same disk alone", raft::run),
     ("memory", "resident memory of idle processes", memory::run),
+    ("density", "a host with many apps that few call", density::run),
     ("walls", "what one actor's clients notice of a hundred hostile actors beside it", walls::run),
 ];
 

@@ -95,16 +95,21 @@ impl App<'_> {
 
     /// Writes its manifest into `dir`.
     pub(crate) fn write(&self, dir: &Path) -> Result<PathBuf> {
+        self.write_with(dir, "")
+    }
+
+    /// The same with further traits, a line for each.
+    pub(crate) fn write_with(&self, dir: &Path, traits: &str) -> Result<PathBuf> {
         let path = dir.join(format!("{}.yaml", self.name));
-        fs::write(&path, self.manifest()).with_context(|| format!("can not write {}", path.display()))?;
+        fs::write(&path, self.manifest(traits)).with_context(|| format!("can not write {}", path.display()))?;
         Ok(path)
     }
 
-    fn manifest(&self) -> String {
+    fn manifest(&self, traits: &str) -> String {
         let mut text = format!(
             "apiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata: {{ name: {} }}\nspec:\n  components:\n    \
              - name: web\n      type: component\n      properties: {{ image: {:?} }}\n      traits:\n        \
-             - {{ type: ingress, properties: {{ host: {}, path: / }} }}\n{}",
+             - {{ type: ingress, properties: {{ host: {}, path: / }} }}\n{}{traits}",
             self.name,
             self.image.display().to_string(),
             self.host_name(),
