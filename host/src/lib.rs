@@ -16,6 +16,8 @@ pub mod ingress;
 pub mod link;
 pub mod logs;
 pub mod metrics;
+#[cfg(test)]
+mod on_bus;
 pub mod origin;
 pub mod provider;
 pub mod rpc;

@@ -318,20 +318,9 @@ mod tests {
 
     #[tokio::test]
     async fn lines_are_sent_together_on_the_bus() {
-        let broker =
-            bus::broker::Broker::start(bus::broker::Config { listen: "127.0.0.1:0".parse().unwrap(), token: None });
-        let config = bus::Config {
-            urls: vec![broker.as_ref().unwrap().addr().to_string()],
-            credentials: None,
-            token: None,
-            tls_ca: None,
-            tls_cert: None,
-            tls_key: None,
-            name: "test".into(),
-            lattice: "main".parse().unwrap(),
-        };
-        let bus = Bus::connect(&config).await.unwrap();
-        bus.connection().wait_for(|connection| connection.up).await.unwrap();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let broker = bus::broker::Broker::start(bus::broker::Config { listen, token: None }).unwrap();
+        let bus = crate::on_bus::connect(&broker).await;
         let mut seen = bus.subscribe(bus.subjects().every_log(&name("shop"))).await.unwrap();
         let logs = Logs::start(Some(bus.clone()), "01J9Z3NDEKTSV4RRFFQ69G5FAV".parse().unwrap());
         let sink = logs.sink(&name("shop"), &name("cart"));

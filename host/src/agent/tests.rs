@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::call::HttpServe as _;
+use crate::on_bus::connect;
 use crate::rpc::RemoteHttp;
 use bus::Headers;
 use bus::broker::{self, Broker};
@@ -18,22 +19,6 @@ use tokio::net::TcpStream;
 /// Revisions that replace each other; the bench wants more.
 fn swaps(few: u64) -> u64 {
     std::env::var("LATTICE_SWAPS").ok().and_then(|n| n.parse().ok()).unwrap_or(few)
-}
-
-async fn connect(broker: &Broker) -> Bus {
-    let config = bus::Config {
-        urls: vec![broker.addr().to_string()],
-        credentials: None,
-        token: None,
-        tls_ca: None,
-        tls_cert: None,
-        tls_key: None,
-        name: "test".into(),
-        lattice: "main".parse().unwrap(),
-    };
-    let bus = Bus::connect(&config).await.unwrap();
-    bus.connection().wait_for(|connection| connection.up).await.unwrap();
-    bus
 }
 
 /// The hello app, its component in this host's store.
@@ -73,6 +58,22 @@ impl Hello {
         assert_eq!(hello.agent.health().ready(), Ok(()), "a new host has nothing to wait for");
         hello.run(1).await;
         hello
+    }
+
+    /// Revision after revision while clients ask: every request must be answered. Gives how many there were.
+    async fn swapped(&self, swaps: u64, clients: &Clients, asking: tokio::task::JoinSet<()>) -> u64 {
+        let begun = Instant::now();
+        for revision in 2..=swaps + 1 {
+            self.run(revision).await;
+        }
+        let took = begun.elapsed();
+        clients.stop.store(true, Ordering::Relaxed);
+        asking.join_all().await;
+        let (answered, wrong) = (clients.answered.load(Ordering::Relaxed), clients.wrong.lock().unwrap().clone());
+        eprintln!("{swaps} swaps in {took:?}: {answered} requests answered, {} not", wrong.len());
+        assert!(wrong.is_empty(), "{:#?}", &wrong[..wrong.len().min(10)]);
+        assert!(answered > swaps, "only {answered} requests");
+        answered
     }
 
     fn at(&self) -> SocketAddr {
@@ -171,17 +172,7 @@ async fn no_request_fails_while_revisions_replace_each_other() {
     for _ in 0..4 {
         asking.spawn(clients.clone().over_http(hello.at()));
     }
-    let (begun, swaps) = (Instant::now(), swaps(200));
-    for revision in 2..=swaps + 1 {
-        hello.run(revision).await;
-    }
-    let took = begun.elapsed();
-    clients.stop.store(true, Ordering::Relaxed);
-    asking.join_all().await;
-    let (answered, wrong) = (clients.answered.load(Ordering::Relaxed), clients.wrong.lock().unwrap().clone());
-    eprintln!("{swaps} swaps in {took:?}: {answered} requests answered, {} not", wrong.len());
-    assert!(wrong.is_empty(), "{:#?}", &wrong[..wrong.len().min(10)]);
-    assert!(answered > swaps, "only {answered} requests");
+    let answered = hello.swapped(swaps(200), &clients, asking).await;
     let old = hello.agent.parts.running.list().len();
     assert_eq!((old, hello.agent.health().ready()), (1, Ok(())));
     let page = page(&hello.agent);
@@ -211,17 +202,7 @@ async fn nor_does_one_that_comes_over_the_bus() {
     for _ in 0..4 {
         asking.spawn(clients.clone().over_the_bus(connect(&broker).await));
     }
-    let (begun, swaps) = (Instant::now(), swaps(50));
-    for revision in 2..=swaps + 1 {
-        hello.run(revision).await;
-    }
-    let took = begun.elapsed();
-    clients.stop.store(true, Ordering::Relaxed);
-    asking.join_all().await;
-    let (answered, wrong) = (clients.answered.load(Ordering::Relaxed), clients.wrong.lock().unwrap().clone());
-    eprintln!("{swaps} swaps in {took:?}: {answered} requests answered over the bus, {} not", wrong.len());
-    assert!(wrong.is_empty(), "{:#?}", &wrong[..wrong.len().min(10)]);
-    assert!(answered > swaps, "only {answered} requests");
+    hello.swapped(swaps(50), &clients, asking).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

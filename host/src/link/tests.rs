@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
+use crate::on_bus::connect_to;
 use proto::app::{Actor, Component, Grants, Limits, Provider, Scaler};
 use std::sync::Mutex;
 
@@ -158,20 +159,10 @@ impl Local for Here {
 
 /// No server is there: what would cross the bus fails by name.
 async fn table(here: &Arc<Here>) -> Table {
-    let config = bus::Config {
-        urls: vec!["127.0.0.1:1".into()],
-        credentials: None,
-        token: None,
-        tls_ca: None,
-        tls_cert: None,
-        tls_key: None,
-        name: "test".into(),
-        lattice: "main".parse().unwrap(),
-    };
     let mut app = shop();
     let Kind::Actor(cart) = &mut app.components.get_mut("cart").unwrap().kind else { panic!("an actor") };
     cart.limits.deadline_ms = 50;
-    Table::new(Arc::new(app), name("cart"), here.clone(), Bus::connect(&config).await.unwrap())
+    Table::new(Arc::new(app), name("cart"), here.clone(), connect_to("127.0.0.1:1").await)
 }
 
 #[tokio::test]

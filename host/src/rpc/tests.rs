@@ -7,12 +7,13 @@ use crate::call::{Body, HttpServe, LinkContext, Serve};
 use crate::capability::keystore::KeyStore;
 use crate::capability::keyvalue::{self, KeyValue, VALUE_BYTES_MAX};
 use crate::capability::wire::{KeyStoreOver, KeyValueOver};
+use crate::on_bus::connect;
 use crate::origin::Origin;
 use crate::provider::keyvalue::KeyvalueStore;
 use crate::provider::serve::KeyValueServer;
 use ::http::{Request, Response, StatusCode};
 use bus::broker::{self, Broker};
-use bus::{Bus, Headers, Reason};
+use bus::{Headers, Reason};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use proto::app::Name;
@@ -20,22 +21,6 @@ use std::sync::Mutex;
 
 fn name(s: &str) -> Name {
     s.parse().unwrap()
-}
-
-async fn connect(broker: &Broker) -> Bus {
-    let config = bus::Config {
-        urls: vec![broker.addr().to_string()],
-        credentials: None,
-        token: None,
-        tls_ca: None,
-        tls_cert: None,
-        tls_key: None,
-        name: "test".into(),
-        lattice: "main".parse().unwrap(),
-    };
-    let bus = Bus::connect(&config).await.unwrap();
-    bus.connection().wait_for(|connection| connection.up).await.unwrap();
-    bus
 }
 
 fn broker() -> Broker {
