@@ -9,6 +9,7 @@ pub mod address;
 pub mod app;
 pub mod check;
 pub mod component;
+pub mod fault;
 pub mod manifest;
 pub mod needs;
 pub mod policy;

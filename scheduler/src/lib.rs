@@ -15,5 +15,7 @@ mod replica;
 mod run;
 pub mod state;
 pub mod status;
+pub mod watched;
 
+pub use replica::Replica;
 pub use run::{Config, Error, Scheduler};

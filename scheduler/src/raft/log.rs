@@ -104,6 +104,11 @@ impl Log {
     }
 
     /// The members as of what is applied.
+    /// The members that the stored snapshot names.
+    pub(super) fn snapshot_conf(&self) -> &ConfState {
+        &self.snapshot_conf
+    }
+
     pub(super) fn set_conf(&mut self, conf: ConfState) {
         self.conf = conf;
     }

@@ -4,7 +4,8 @@
 //!
 //! Reading order: this file (the seam), `handle` (what the rest of the scheduler holds), `drive` (the one loop),
 //! `node` (the machine without IO), `members` (who takes part), `timeout`, `log` (its memory), `wire` (what members say
-//! to each other), `storage` (records on disk), `disk` (sled, and the one place that makes bytes durable).
+//! to each other), `storage` (records on disk), `disk` (sled, and the one place that makes bytes durable), `stepped` (a
+//! member without a thread).
 
 mod disk;
 mod drive;
@@ -13,6 +14,7 @@ mod handle;
 mod log;
 mod members;
 pub mod node;
+mod stepped;
 mod storage;
 mod timeout;
 mod wire;
@@ -22,10 +24,12 @@ mod tests;
 
 use std::path::PathBuf;
 
+pub use disk::{Change as DiskChange, Disk, Visit};
 pub use error::Error;
 pub use handle::{Applied, Handle, Status};
 pub use members::{Change, Members};
 pub use node::Role;
+pub use stepped::Stepped;
 
 /// What the log drives. `apply` must be deterministic: same entries, same state, same answers, on every member.
 pub trait StateMachine: Send + 'static {

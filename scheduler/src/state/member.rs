@@ -3,6 +3,7 @@
 
 use super::State;
 use super::apply::{Done, Result, refuse};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 
 /// Schedulers of one lattice: seven voters, and two that stand by.
@@ -133,12 +134,15 @@ impl State {
                 ),
             );
         }
-        let id = self.next_member;
+        let mut id = self.next_member;
+        if built_in(Fault::IdGivenTwice) {
+            id = (1..id).find(|id| !self.members.contains_key(id)).unwrap_or(id);
+        }
         self.expect_free(&c.peer, id)?;
         let wants = if c.standby { Wants::Standby } else { Wants::Auto };
         let member = Member { peer: c.peer.clone(), api: c.api.clone(), log_id: c.log_id.clone(), wants };
         self.members.insert(id, member);
-        self.next_member += 1;
+        self.next_member = self.next_member.max(id + 1);
         Ok(Done { change: "created", ..Done::default() })
     }
 
