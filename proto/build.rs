@@ -1,7 +1,7 @@
 //! Generates the wire types from lattice/v1/*.proto with protox, a compiler in Rust: no protoc on the machine.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["bus", "log", "control", "raft", "peer"].map(|name| format!("lattice/v1/{name}.proto"));
+    let files = ["bus", "log", "control", "raft", "peer", "backup"].map(|name| format!("lattice/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -64,6 +64,8 @@ pub(crate) enum Verb {
     Describe(crate::describe::DescribeArgs),
     /// Show what actors print
     Logs(crate::stream::LogsArgs),
+    /// Show what hosts and actors do now: rates, what is under way, times
+    Top(crate::top::TopArgs),
     /// Show what happened
     Events(crate::stream::EventsArgs),
     /// Show the lattice itself: leader, log index, bus
@@ -72,8 +74,18 @@ pub(crate) enum Verb {
     /// List, add and remove schedulers; choose who leads
     Schedulers(crate::schedulers::SchedulersArgs),
 
+    /// Make, list and remove tokens of the API
+    Access(crate::access::AccessArgs),
+    /// Write the state of the lattice and its components to a file
+    Backup(crate::backup::BackupArgs),
+    /// Make a new scheduler of a backup
+    #[cfg(feature = "scheduler")]
+    Restore(crate::backup::RestoreArgs),
+
     /// Call a function that an actor exports
     Call(crate::call::CallArgs),
+    /// Run a program, an actor that exports wasi:cli/run, to its end
+    Run(crate::job::RunArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
 }
@@ -83,9 +95,9 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Run a lattice", &["up", "scheduler", "host"]),
     ("Change what runs", &["apply", "validate", "delete", "scale", "rollback", "cordon", "uncordon", "drain"]),
     ("Components", &["inspect", "push", "pull"]),
-    ("Look", &["get", "describe", "logs", "events", "status"]),
-    ("Several schedulers", &["schedulers"]),
-    ("More", &["call", "completion"]),
+    ("Look", &["get", "describe", "top", "logs", "events", "status"]),
+    ("The control plane", &["schedulers", "access", "backup", "restore"]),
+    ("More", &["run", "call", "completion"]),
 ];
 
 const EXAMPLES: &str = "\
@@ -114,6 +126,9 @@ pub(crate) struct Connect {
     /// PEM certificate of the CA that signed the API's certificate; means https
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
+    /// File with the token that the API demands [env: LATTICE_TOKEN is the token itself]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 impl Connect {
@@ -123,12 +138,13 @@ impl Connect {
             (None, None) => (before.api.clone(), before.context.clone()),
             (api, context) => (api.clone(), context.clone()),
         };
-        Self { api, context, ca: self.ca.clone().or_else(|| before.ca.clone()) }
+        let token_file = self.token_file.clone().or_else(|| before.token_file.clone());
+        Self { api, context, ca: self.ca.clone().or_else(|| before.ca.clone()), token_file }
     }
 
     #[cfg(any(feature = "host", feature = "scheduler"))]
     pub(crate) fn is_given(&self) -> bool {
-        self.api.is_some() || self.context.is_some() || self.ca.is_some()
+        self.api.is_some() || self.context.is_some() || self.ca.is_some() || self.token_file.is_some()
     }
 }
 

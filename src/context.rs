@@ -37,6 +37,16 @@ impl Endpoint {
     pub(crate) fn uri(&self) -> String {
         format!("{}://{}", if self.trust == Trust::Plain { "http" } else { "https" }, self.address)
     }
+
+    /// With a token of its own, if there is one, in place of the context's.
+    fn with_token(self, token: Option<String>) -> Result<Self, String> {
+        let token = token.or_else(|| self.token.clone());
+        if token.is_some() && self.trust == Trust::Plain && !is_loopback(&self.address) {
+            let address = &self.address;
+            return Err(format!("the token for {address} would travel in the clear: use https:// and a CA"));
+        }
+        Ok(Self { token, ..self })
+    }
 }
 
 /// The context file.
@@ -71,7 +81,22 @@ pub(crate) fn endpoint(flags: &Connect) -> Result<Endpoint, Failure> {
     // An address given outright needs no file, and must work beside a broken one.
     let given = flags.api.is_some() || (flags.context.is_none() && env("LATTICE_API").is_some());
     let (path, file) = if given { (PathBuf::new(), File::default()) } else { load(env("LATTICE_CONFIG"))? };
-    resolve(flags, env("LATTICE_API"), &path, &file).map_err(Failure::Usage)
+    let endpoint = resolve(flags, env("LATTICE_API"), &path, &file).map_err(Failure::Usage)?;
+    let token = match &flags.token_file {
+        Some(path) => Some(token_of(path)?),
+        None => env("LATTICE_TOKEN"),
+    };
+    endpoint.with_token(token).map_err(Failure::Usage)
+}
+
+fn token_of(path: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path);
+    let text =
+        text.map_err(|e| Failure::Refused(format!("--token-file {}: {e}; name a readable file", path.display())))?;
+    match text.trim() {
+        "" => Err(Failure::Refused(format!("--token-file {}: it is empty", path.display()))),
+        token => Ok(token.to_owned()),
+    }
 }
 
 /// Reads the context file: the one `LATTICE_CONFIG` names must exist, the usual one need not.
@@ -140,10 +165,7 @@ fn resolve(flags: &Connect, env: Option<String>, path: &Path, file: &File) -> Re
         (_, Some(ca)) => Trust::Ca(ca),
         (_, None) => Trust::Plain,
     };
-    if chosen.token.is_some() && trust == Trust::Plain && !is_loopback(&address) {
-        return Err(format!("the token for {address} would travel in the clear: use https:// and a ca in its context"));
-    }
-    Ok(Endpoint { address, trust, token: chosen.token })
+    Endpoint { address, trust, token: chosen.token }.with_token(None)
 }
 
 fn plain_context(api: &str) -> Context {
@@ -187,7 +209,7 @@ mod tests {
     use super::*;
 
     fn flags(api: Option<&str>, context: Option<&str>, ca: Option<&str>) -> Connect {
-        Connect { api: api.map(Into::into), context: context.map(Into::into), ca: ca.map(Into::into) }
+        Connect { api: api.map(Into::into), context: context.map(Into::into), ca: ca.map(Into::into), token_file: None }
     }
     fn file() -> File {
         parse(concat!(
@@ -229,6 +251,10 @@ mod tests {
         assert!(error.contains("in the clear"), "{error}");
         let endpoint = resolve(&flags(Some("10.0.0.1:1"), None, None), None, Path::new("/"), &file()).unwrap();
         assert_eq!(endpoint.token, None);
+        let error = endpoint.with_token(Some("t".into())).unwrap_err();
+        assert!(error.contains("in the clear"), "{error}");
+        let local = resolve(&flags(Some("127.0.0.1:1"), None, None), None, Path::new("/"), &file()).unwrap();
+        assert_eq!(local.with_token(Some("t".into())).unwrap().token.as_deref(), Some("t"));
     }
 
     #[test]

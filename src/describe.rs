@@ -7,7 +7,7 @@ use crate::print::rows::{Row, bytes};
 use crate::print::shape::{Actor, AppDetail, Event, Host, HostDetail, Link, Revision, Status};
 use crate::print::table::{Cell, Table, Tint};
 use crate::print::time::age;
-use crate::{context, print};
+use crate::{context, print, top};
 use clap::{Args, ValueEnum};
 use proto::v1::{DescribeAppRequest, ListRequest, StatusRequest};
 use serde::Serialize;
@@ -123,7 +123,7 @@ fn app_text(detail: &AppDetail) -> String {
     page.table(
         "Actors",
         &detail.actors,
-        &["ACTOR", "KIND", "REVISION", "HOST", "RUNNING", "STATE", "REQUESTS", "ERRORS"],
+        &["ACTOR", "KIND", "REVISION", "HOST", "RUNNING", "STATE", "REQUESTS", "ERRORS", "REQ/S", "IN-FLIGHT", "P99"],
         actor_cells,
     );
     for actor in detail.actors.iter().filter(|actor| !actor.message.is_empty()) {
@@ -165,6 +165,9 @@ fn actor_cells(actor: &Actor) -> Vec<Cell> {
         Cell::state(&actor.state),
         Cell::new(actor.requests.to_string()),
         Cell::new(actor.errors.to_string()),
+        Cell::new(top::rate(actor.requests_per_s)),
+        Cell::new((actor.in_flight + actor.queued).to_string()),
+        Cell::new(top::time(actor.p99_us)),
     ]
 }
 
@@ -176,6 +179,15 @@ fn host_text(detail: &HostDetail) -> String {
     page.field("State", Cell::state(&host.state));
     page.field("Last seen", Cell::new(format!("{} ago", age(host.seen_ms))));
     page.field("Running", Cell::new(format!("{} replicas", host.running)));
+    let load = format!(
+        "{}% of a core, {}, {} requests/s, {} in flight, {} queued",
+        host.cpu_millis / 10,
+        bytes(host.resident_bytes),
+        top::rate(host.requests_per_s),
+        host.in_flight,
+        host.queued
+    );
+    page.field("Load", Cell::new(load));
     page.field_if("Ingress", &host.ingress);
     for (key, value) in &host.labels {
         page.field("Label", Cell::new(format!("{key}={value}")));
@@ -307,8 +319,8 @@ mod tests {
              Address:    http://127.0.0.1:8000/\n\
              \n\
              Actors:\n  \
-               ACTOR   KIND    REVISION   HOST    RUNNING   STATE     REQUESTS   ERRORS\n  \
-               web     actor   2          paris   1/1       running   0          0\n"
+               ACTOR   KIND    REVISION   HOST    RUNNING   STATE     REQUESTS   ERRORS   REQ/S   IN-FLIGHT   P99\n  \
+               web     actor   2          paris   1/1       running   0          0        0       0           -\n"
         );
     }
 }

@@ -15,6 +15,9 @@ pub(crate) enum Failure {
     /// Ctrl-C while following.
     #[error("{0}")]
     Interrupted(String),
+    /// A program ended with this exit code, which becomes the command's own.
+    #[error("exit code {0}")]
+    Exited(u8),
     /// Whoever read the output has gone: nothing is left to say.
     #[error("the output was closed")]
     Closed,
@@ -25,6 +28,7 @@ impl Failure {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Closed => 0,
+            Self::Exited(code) => *code,
             Self::Refused(_) => 1,
             Self::Usage(_) => 2,
             Self::NotInTime(_) => 3,
@@ -35,7 +39,7 @@ impl Failure {
     /// What goes to stderr, if anything does.
     pub(crate) fn line(&self) -> Option<String> {
         match self {
-            Self::Closed => None,
+            Self::Closed | Self::Exited(_) => None,
             Self::Interrupted(text) => Some(text.clone()),
             Self::Refused(text) | Self::Usage(text) | Self::NotInTime(text) => Some(format!("error: {text}")),
         }

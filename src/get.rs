@@ -30,9 +30,11 @@ JSON and YAML are {\"items\": [...]}; with -w each change prints the whole list
 again, as one line or document. An item has:
   apps       name, revision, state, desired, running, version, message, urls
   actors     app, actor, revision, host, replicas, running, host_name, state,
-             message, kind, requests, errors
+             message, kind, requests, errors, in_flight, queued,
+             requests_per_s, errors_per_s, p50_us, p99_us
   hosts      id, name, state, labels, facts, running, ingress, seen_ms, dropped,
-             generation
+             generation, cpu_millis, resident_bytes, requests_per_s, in_flight,
+             queued
   links      app, consumer, interface, name, provider, state, path
   revisions  app, revision, current, created, cause")]
 pub(crate) struct GetArgs {

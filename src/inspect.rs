@@ -18,7 +18,8 @@ Examples:
   lattice inspect hello.wasm -o json | jq -r .manifest
   lattice inspect ghcr.io/acme/hello:1     one in a registry
 
-Reads the component only; needs no lattice. An import that needs no grant and no link
+Reads the component only; needs no lattice. A core module of WASI preview 1 is
+shown as the component that apply makes of it. An import that needs no grant and no link
 is served by every host. Those that a standard library imports without using
 them are told apart: they need a grant only when they are used.
 Exit codes: 0 it is a component, 1 it is not, 2 wrong use.")]
@@ -45,6 +46,8 @@ struct Inspected {
     file: String,
     digest: String,
     bytes: usize,
+    /// What it was made of, when the file is no component; digest and bytes are the component's.
+    adapted: Option<&'static str>,
     imports: Vec<Import>,
     /// Imports outside of any interface: nothing can link them.
     other_imports: Vec<String>,
@@ -75,6 +78,7 @@ pub(crate) async fn inspect(args: &InspectArgs) -> Result<(), Failure> {
         file: args.file.display().to_string(),
         digest: component.digest.to_string(),
         bytes: component.bytes.len(),
+        adapted: component.adapted,
         imports: needs.iter().map(Import::of).collect(),
         other_imports: found.other_imports.clone(),
         exports: names(&found.exports),
@@ -106,7 +110,11 @@ fn text(inspected: &Inspected) -> String {
     let color = print::color();
     let bold = |text: &str| if color { Tint::Bold.paint(text) } else { text.to_owned() };
     let mut text =
-        format!("{}   {} bytes\n{}\n\n", bold(&print::clean(&inspected.file)), inspected.bytes, inspected.digest);
+        format!("{}   {} bytes\n{}\n", bold(&print::clean(&inspected.file)), inspected.bytes, inspected.digest);
+    if let Some(from) = inspected.adapted {
+        text.push_str(&format!("Adapted, as apply does, from {from}\n"));
+    }
+    text.push('\n');
     let mut rows: Vec<Vec<Cell>> = inspected
         .imports
         .iter()
@@ -132,6 +140,9 @@ fn text(inspected: &Inspected) -> String {
     match exports.is_empty() {
         true => text.push_str("It exports nothing.\n"),
         false => text.push_str(&Table::new(&["EXPORTS"], color).render(&exports)),
+    }
+    if inspected.exports.iter().any(|name| name.starts_with("wasi:cli/run@")) {
+        text.push_str("\nIt is a program: once it is applied, lattice run APP/ACTOR\n");
     }
     if !inspected.manifest.is_empty() {
         text.push_str("\nTo write below the component, with values of your own:\n\n      traits:\n");

@@ -1,5 +1,6 @@
 //! Manifests and components: read, parsed, inspected, checked. Every problem of every file is collected before any is
-//! reported. Talks to no lattice; images in registries are fetched first.
+//! reported. Core modules become components
+//! here. Talks to no lattice; images in registries are fetched first.
 
 use crate::failure::Failure;
 use crate::print;
@@ -43,6 +44,8 @@ pub(crate) struct Component {
     pub(crate) digest: Digest,
     pub(crate) bytes: Vec<u8>,
     pub(crate) inspection: Inspection,
+    /// What it was made of, when the bytes were no component.
+    pub(crate) adapted: Option<&'static str>,
 }
 
 /// Reads and checks them all, or prints every problem.
@@ -199,10 +202,11 @@ fn find(image: &str, folder: &Path, components: &mut Components) -> Found {
     match image.parse::<ImageRef>() {
         Ok(ImageRef::Local(path)) => components.get(&folder.join(path.strip_prefix("./").unwrap_or(&path))).map(Some),
         Ok(ImageRef::Digest(_)) => Ok(None),
-        Ok(ImageRef::Registry(reference)) => components.by_reference.get(&reference).cloned().map_or_else(
-            || Err((NO_REGISTRY.to_owned(), "download the component and name its file, as ./hello.wasm")),
-            |found| found.map(Some),
-        ),
+        Ok(ImageRef::Registry(reference)) => components
+            .by_reference
+            .get(&reference)
+            .cloned()
+            .map_or_else(|| Err((format!("{reference} was not fetched"), "apply it again")), |found| found.map(Some)),
         Ok(ImageRef::Builtin(_)) => Err(("a built-in provider is no actor".into(), "give it `type: capability`")),
         Err(e) => Err((e.to_string(), "")),
     }
@@ -210,8 +214,6 @@ fn find(image: &str, folder: &Path, components: &mut Components) -> Found {
 
 /// Or why not, and the next step.
 type Found = Result<Option<Arc<Component>>, (String, &'static str)>;
-
-const NO_REGISTRY: &str = "this build does not fetch from registries";
 
 /// Components read so far: one that many actors share is read once.
 #[derive(Debug, Default)]
@@ -248,7 +250,8 @@ async fn fetch_component(reference: String) -> (String, Result<Arc<Component>, (
 
 #[cfg(not(feature = "registry"))]
 async fn fetch_component(reference: String) -> (String, Result<Arc<Component>, (String, &'static str)>) {
-    (reference, Err((NO_REGISTRY.to_owned(), "download the component and name its file, as ./hello.wasm")))
+    let why = "this build does not fetch from registries".to_owned();
+    (reference, Err((why, "download the component and name its file, as ./hello.wasm")))
 }
 
 /// A component by itself: a file, or what a registry has where no file is of that name.
@@ -262,19 +265,19 @@ pub(crate) async fn component(named: &Path) -> Result<Arc<Component>, (String, &
 
 fn inspected(path: PathBuf, bytes: Vec<u8>) -> Result<Component, (String, &'static str)> {
     // The reason says what to do already.
+    #[cfg(feature = "adapt")]
+    let (bytes, adapted) = match crate::adapt::adapt(&bytes).map_err(|why| (why, ""))? {
+        Some((made, from)) => (made, Some(from.text())),
+        None => (bytes, None),
+    };
+    #[cfg(not(feature = "adapt"))]
+    let adapted = None;
     let inspection = component::inspect(&bytes).map_err(|e| (e.to_string(), ""))?;
-    Ok(Component { path, digest: Digest::of(&bytes), bytes, inspection })
+    Ok(Component { path, digest: Digest::of(&bytes), bytes, inspection, adapted })
 }
 
-/// All of a file, or why not.
-#[cfg(feature = "registry")]
-pub(crate) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    open(path)?.take(max + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    Ok(bytes)
-}
-
-fn read_component(path: &Path) -> Result<Component, (String, &'static str)> {
+/// A component in a file.
+pub(crate) fn read_component(path: &Path) -> Result<Component, (String, &'static str)> {
     const BUILD: &str = "build the component there first, or correct the path (it is relative to the manifest)";
     let file = open(path).map_err(|why| (format!("{why} at {}", path.display()), BUILD))?;
     let mut bytes = Vec::new();

@@ -2,13 +2,17 @@
 //!
 //! Reading order: `args` (what can be typed), `context` and `client` (which API, and how it is asked), then a file for
 //! each family of verbs: `apply` (with `local` and `follow`), `get`, `describe`, `inspect`, `registry`, `change`, `stream`,
-//! `schedulers`, `call`; `print` (what all of them write) and `failure` (how they end). `run` has the server sides, compiled in
-//! by feature.
+//! `top`, `schedulers`, `access`, `backup`, `call`; `print` (what all of them write) and `failure` (how they end). `run` has
+//! the server sides, compiled in by feature.
 //!
 //! What is absent: decisions. What is desired, placed or run is decided in `scheduler` and `host`.
 
+mod access;
+#[cfg(feature = "adapt")]
+mod adapt;
 mod apply;
 mod args;
+mod backup;
 mod call;
 mod change;
 mod client;
@@ -19,6 +23,7 @@ mod failure;
 mod follow;
 mod get;
 mod inspect;
+mod job;
 mod local;
 mod log;
 mod print;
@@ -28,6 +33,7 @@ mod registry;
 mod run;
 mod schedulers;
 mod stream;
+mod top;
 
 use args::{Cli, Connect, Verb};
 use change::Cordon;
@@ -119,10 +125,16 @@ async fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Verb::Get(args) => get::get(args, &at(&args.connect)).await,
         Verb::Describe(args) => describe::describe(args, &at(&args.connect)).await,
         Verb::Logs(args) => stream::logs(args, &at(&args.connect)).await,
+        Verb::Top(args) => top::top(args, &at(&args.connect)).await,
         Verb::Events(args) => stream::events(args, &at(&args.connect)).await,
         Verb::Status(args) => describe::status(args, &at(&args.connect)).await,
         Verb::Schedulers(args) => schedulers::schedulers(args, &at(args.connect())).await,
+        Verb::Access(args) => access::access(args, &at(args.connect())).await,
+        Verb::Backup(args) => backup::backup(args, &at(&args.connect)).await,
+        #[cfg(feature = "scheduler")]
+        Verb::Restore(args) => backup::restore(args),
         Verb::Call(args) => call::call(args, &at(&args.connect)).await,
+        Verb::Run(args) => job::run(args, &at(&args.connect)).await,
         Verb::Completion(args) => completion(args),
     }
 }

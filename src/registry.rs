@@ -14,7 +14,6 @@ use oci_client::manifest::{ImageIndexEntry, OciDescriptor};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use proto::app::{ARTIFACT_BYTES_MAX, Digest};
-use proto::component;
 use proto::manifest::ImageRef;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -81,21 +80,26 @@ fn reference(text: &str) -> Result<Reference, String> {
 pub(crate) async fn push(args: &PushArgs) -> Result<(), Failure> {
     let file = args.file.display();
     let refused = |why: String, help: &str| Failure::Refused(format!("{file}: {why}{}", then(help)));
-    let bytes = crate::local::read_bytes(&args.file, ARTIFACT_BYTES_MAX).map_err(|why| refused(why, ""))?;
-    component::inspect(&bytes).map_err(|e| refused(e.to_string(), ""))?;
+    let component = crate::local::read_component(&args.file).map_err(|(why, help)| refused(why, help))?;
+    if let Some(from) = component.adapted {
+        print::note(format!("{file}: adapted from {from}"));
+    }
     let reference = &args.reference;
-    let digest = Digest::of(&bytes);
-    let config = serde_json::json!({"architecture": "wasm", "os": "wasip2", "layerDigests": [digest.to_string()]});
+    let digests = [component.digest.to_string()];
+    let config = serde_json::json!({"architecture": "wasm", "os": "wasip2", "layerDigests": digests});
     let config = Config::new(config.to_string().into_bytes(), CONFIG.to_owned(), None);
-    let size = bytes.len();
-    let layers = [ImageLayer::new(bytes, LAYER.to_owned(), None)];
+    let size = component.bytes.len();
+    let layers = [ImageLayer::new(component.bytes, LAYER.to_owned(), None)];
     let (client, auth) = connect(reference).map_err(|(why, help)| refused(why, help))?;
+    let spinner = spinner(reference, size);
     let pushed = async {
         client.push(reference, &layers, config, &auth, None).await?;
         client.fetch_manifest_digest(reference, &auth).await
     };
     let failed = |e| explain(reference, &e);
-    let manifest = pushed.await.map_err(failed).map_err(|(why, help)| refused(why, help))?;
+    let pushed = pushed.await;
+    spinner.finish_and_clear();
+    let manifest = pushed.map_err(failed).map_err(|(why, help)| refused(why, help))?;
     print::out(format!("pushed {}@{manifest} ({size} bytes)", reference.whole().split('@').next().unwrap_or_default()))
 }
 
@@ -267,6 +271,17 @@ fn bar(reference: &Reference, size: u64) -> ProgressBar {
     }
     bar.set_message(reference.whole());
     bar
+}
+
+/// The library does not tell how far an upload is: at least that it goes on.
+fn spinner(reference: &Reference, size: usize) -> ProgressBar {
+    if !print::watched() {
+        return ProgressBar::hidden();
+    }
+    let spinner = ProgressBar::new_spinner();
+    spinner.set_message(format!("storing {size} bytes as {}", reference.whole()));
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
 }
 
 #[cfg(test)]

@@ -23,10 +23,12 @@ Examples:
   lattice logs hello                       the last 100 lines of every actor of the app
   lattice logs hello/web -f                one actor; go on with what comes
   lattice logs hello -o json | jq -r 'select(.stream == \"stderr\").text'
+  lattice logs hello --request 4bf92f3577b34da6a3ce929d0e0e4736
 
 What an actor prints (stdout, stderr, wasi:logging) is kept by the host it runs
 on, a bounded number of lines. -o raw is the text alone; JSON is one object a
-line: time, app, actor, host, instance, stream, text.")]
+line: time, app, actor, host, instance, stream, text, request_id (as the ingress
+took it from x-request-id, or made it; empty for calls that no request caused).")]
 pub(crate) struct LogsArgs {
     /// App, or one of its actors
     #[arg(value_name = "APP[/ACTOR]", value_parser = app_maybe_actor)]
@@ -34,6 +36,9 @@ pub(crate) struct LogsArgs {
     /// Go on, and show what comes
     #[arg(short, long)]
     follow: bool,
+    /// Only what was printed for the request of this id
+    #[arg(long, value_name = "ID")]
+    request: Option<String>,
     /// Lines to begin with, the latest
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(LINES_MAX)))]
     lines: u32,
@@ -109,6 +114,9 @@ pub(crate) async fn logs(args: &LogsArgs, connect: &Connect) -> Result<(), Failu
                         failing_since = None;
                         for line in batch.lines.into_iter().filter(|line| line.time_ms > skip_ms || skip_ms == 0) {
                             last_ms = line.time_ms.max(last_ms);
+                            if args.request.as_ref().is_some_and(|id| *id != line.request_id) {
+                                continue;
+                            }
                             printed = true;
                             print_line(line.into(), args.output, color)?;
                         }
@@ -156,7 +164,10 @@ fn log_text(line: &LogLine, color: bool) -> String {
         _ => Tint::Plain,
     };
     let paint = |tint: Tint, text: &str| if color { tint.paint(text) } else { text.to_owned() };
-    let head = format!("{} {}@{}#{} {}", line.time, line.actor, line.host, line.instance, line.stream);
+    let mut head = format!("{} {}@{}#{} {}", line.time, line.actor, line.host, line.instance, line.stream);
+    if !line.request_id.is_empty() {
+        head.push_str(&format!(" {}", line.request_id));
+    }
     format!("{} {}", paint(Tint::Dim, &print::clean(&head)), paint(tint, &print::clean(&line.text)))
 }
 
@@ -249,7 +260,10 @@ mod tests {
             instance: 7,
             stream: "stdout".into(),
             text: "\x1b]0;x\x07hi".into(),
+            request_id: String::new(),
         };
         assert_eq!(log_text(&line, false), "T web@h#7 stdout \u{fffd}]0;x\u{fffd}hi");
+        let line = LogLine { request_id: "r-1".into(), text: "hi".into(), ..line };
+        assert_eq!(log_text(&line, false), "T web@h#7 stdout r-1 hi");
     }
 }

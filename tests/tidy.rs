@@ -196,8 +196,8 @@ fn each_example_has_a_manifest_source_and_a_small_component() {
         if apps.is_empty() {
             problems.push(format!("{name}: no manifest: add app.yaml"));
         }
-        if !files.iter().any(|f| f.ends_with("src/lib.rs")) {
-            problems.push(format!("{name}: no source: add a crate that manifests/build knows"));
+        if !files.iter().any(|f| f.ends_with("src/lib.rs") || f.extension().is_some_and(|e| e == "c")) {
+            problems.push(format!("{name}: no source: add a crate or a C file that manifests/build knows"));
         }
         for app in apps {
             problems.extend(check_images(app));
@@ -227,7 +227,7 @@ fn blank_keeps_lines_and_drops_comments_and_strings() {
     assert_eq!(std_groups_with("use a;\nuse std::{\n    fmt, fs,\n};", "fs"), [2]);
 }
 
-/// Each `image: ./file.wasm` of a manifest is there and is a component.
+/// Each `image: ./file.wasm` of a manifest is there and is a component, or a core module made of the C file beside it.
 fn check_images(app: &Path) -> Vec<String> {
     let mut problems = Vec::new();
     for (number, line) in read(app).lines().enumerate() {
@@ -237,6 +237,9 @@ fn check_images(app: &Path) -> Vec<String> {
         let at = format!("{}:{}", relative(app), number + 1);
         match fs::read(app.with_file_name(image)) {
             Ok(bytes) if bytes.starts_with(b"\0asm\x0d\0\x01\0") => {}
+            Ok(bytes)
+                if bytes.starts_with(b"\0asm\x01\0\0\0") && app.with_file_name(image).with_extension("c").is_file() => {
+            }
             Ok(_) => problems.push(format!("{at}: {image} is not a component: rebuild it with manifests/build")),
             Err(e) => problems.push(format!("{at}: {image}: {e}: build it with manifests/build")),
         }

@@ -2,8 +2,8 @@
 //!
 //! Reading order: `envelope` (what travels in headers; pure), `client` (connect, publish, subscribe), `wire` (what
 //! keeps the connection), `inbox` (where answers arrive), `call` and `serve` (the two ends of a call), `transfer`
-//! (bodies above the message limit), `replay` (what was taken already; pure), `drops` (what was refused, counted); then `broker` behind the feature of that
-//! name.
+//! (bodies above the message limit), `replay` (what was taken already; pure), `drops` (what was refused, counted); then
+//! `broker` behind the feature of that name.
 //!
 //! What is absent: knowledge of any message type beyond "it is protobuf", and JetStream. Nothing that arrives can
 //! panic or grow without a bound: it is dropped and counted.
@@ -30,7 +30,7 @@ pub use drops::{Drops, Reason};
 pub use envelope::{HEADERS_BYTES_MAX, Headers};
 pub use error::Error;
 pub use inbox::CALLS_MAX;
-pub use serve::{Refusal, Reply, Request, Serving};
+pub use serve::{Refusal, Reply, Request, Serving, Share};
 pub use subscription::{Message, Subscription};
 pub use transfer::CALL_BYTES_MAX;
 pub use wire::Connection;

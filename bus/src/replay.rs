@@ -52,12 +52,7 @@ impl Taken {
 impl Caller {
     fn take(&mut self, number: u64) -> bool {
         if number > self.newest {
-            // What the ring says of the numbers between is of a lap ago.
-            let skipped = (number - self.newest).min(WINDOW);
-            for n in 0..skipped {
-                let (word, bit) = place(number - n);
-                self.seen[word] &= !bit;
-            }
+            self.forget(number);
             self.newest = number;
         } else if self.newest - number >= WINDOW {
             return false;
@@ -66,6 +61,25 @@ impl Caller {
         let first = self.seen[word] & bit == 0;
         self.seen[word] |= bit;
         first
+    }
+
+    /// What the ring says of the numbers after the newest up to `number` is of a lap ago.
+    fn forget(&mut self, number: u64) {
+        if number - self.newest >= WINDOW {
+            self.seen.fill(0);
+            return;
+        }
+        let mut n = self.newest + 1;
+        while n <= number {
+            let (word, bit) = place(n);
+            if bit == 1 && number - n >= 63 {
+                self.seen[word] = 0;
+                n += 64;
+            } else {
+                self.seen[word] &= !bit;
+                n += 1;
+            }
+        }
     }
 }
 
@@ -107,6 +121,21 @@ mod tests {
         assert!(taken.take(&format!("_INBOX.a.{}", 9 * WINDOW)), "a jump");
         assert!(taken.take(&format!("_INBOX.a.{}", 8 * WINDOW + 1)), "skipped before");
         assert!(!taken.take(&format!("_INBOX.a.{}", 8 * WINDOW)));
+    }
+
+    #[test]
+    fn a_jump_forgets_what_it_passes_and_nothing_else() {
+        for (from, to) in
+            [(0, 1), (5, 70), (60, 64), (63, 64), (64, 192), (1, WINDOW), (7, WINDOW + 6), (9, 3 * WINDOW)]
+        {
+            let mut caller = Caller { newest: from, seen: Box::new([u64::MAX; WORDS]), at: 0 };
+            caller.forget(to);
+            for n in 0..WINDOW {
+                let (word, bit) = place(n);
+                let passed = (to - from) >= WINDOW || (from + 1..=to).any(|number| number % WINDOW == n);
+                assert_eq!(caller.seen[word] & bit == 0, passed, "{n} of {from}..={to}");
+            }
+        }
     }
 
     #[test]

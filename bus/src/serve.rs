@@ -46,6 +46,27 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// How much of the process the calls of one subject may take. A number by itself is how many run at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    concurrent_max: usize,
+    in_place: bool,
+}
+
+impl Share {
+    /// For handlers that compute for microseconds at most before they wait or are done: they get a task only when they
+    /// have to wait. One that computes for long delays the other calls of its subject.
+    pub fn in_place(concurrent_max: usize) -> Self {
+        Self { concurrent_max, in_place: true }
+    }
+}
+
+impl From<usize> for Share {
+    fn from(concurrent_max: usize) -> Self {
+        Self { concurrent_max, in_place: false }
+    }
+}
+
 /// The bus's own codes.
 pub(crate) const OVERLOADED: &str = "overloaded";
 const PANICKED: &str = "panicked";
@@ -77,44 +98,14 @@ impl Bus {
         &self,
         subject: String,
         queue: Option<String>,
-        concurrent_max: usize,
+        share: impl Into<Share>,
         handler: H,
     ) -> Result<Serving, Error>
     where
         H: Fn(Request) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Reply, Refusal>> + Send + 'static,
     {
-        self.serve_how(subject, queue, concurrent_max, false, handler).await
-    }
-
-    /// As `serve`, for handlers that compute for microseconds at most before they wait or are done: they get a task only
-    /// when they have to wait. One that computes for long delays the other calls of this subject.
-    pub async fn serve_in_place<H, F>(
-        &self,
-        subject: String,
-        queue: Option<String>,
-        concurrent_max: usize,
-        handler: H,
-    ) -> Result<Serving, Error>
-    where
-        H: Fn(Request) -> F + Send + Sync + 'static,
-        F: Future<Output = Result<Reply, Refusal>> + Send + 'static,
-    {
-        self.serve_how(subject, queue, concurrent_max, true, handler).await
-    }
-
-    async fn serve_how<H, F>(
-        &self,
-        subject: String,
-        queue: Option<String>,
-        concurrent_max: usize,
-        in_place: bool,
-        handler: H,
-    ) -> Result<Serving, Error>
-    where
-        H: Fn(Request) -> F + Send + Sync + 'static,
-        F: Future<Output = Result<Reply, Refusal>> + Send + 'static,
-    {
+        let Share { concurrent_max, in_place } = share.into();
         subscription::check(&subject)?;
         if let Some(queue) = &queue {
             envelope::check_subject(queue)?;

@@ -29,6 +29,10 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// All codes there are.
+    pub const CODES: [&'static str; 7] =
+        ["unavailable", "overloaded", "deadline", "trapped", "denied", "invalid", "too-large"];
+
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "unavailable",
@@ -85,6 +89,8 @@ pub struct LinkContext {
     pub config: std::collections::BTreeMap<String, String>,
     /// Time left for the call.
     pub deadline: Option<std::time::Duration>,
+    /// What caused it.
+    pub origin: crate::origin::Origin,
 }
 
 /// The body of an HTTP request or response, as the engine gives and takes it.

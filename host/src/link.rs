@@ -7,6 +7,7 @@ use crate::capability::Imports;
 use crate::capability::keystore::KeyStore;
 use crate::capability::keyvalue::KeyValue;
 use crate::capability::wire::{KeyStoreOver, KeyValueOver};
+use crate::origin::Origin;
 use crate::provider::keyvalue::KeyvalueStore;
 use crate::provider::serve::KeyValueServer;
 use crate::rpc::{Caller, RemoteServe};
@@ -104,6 +105,7 @@ impl Table {
                         name: link.name.clone(),
                         config: link.config.clone(),
                         deadline,
+                        origin: Origin::default(),
                     },
                     local: local.clone(),
                     remote: Arc::new(RemoteServe::new(bus.clone(), app.name.clone(), link.provider.clone())),
@@ -127,12 +129,12 @@ impl Table {
 }
 
 impl Imports for Table {
-    fn keyvalue(&self, interface: &str, name: &str) -> Result<Arc<dyn KeyValue>, CallError> {
-        self.binding(interface, name)?.keyvalue()
+    fn keyvalue(&self, interface: &str, name: &str, origin: &Origin) -> Result<Arc<dyn KeyValue>, CallError> {
+        self.binding(interface, name)?.keyvalue(origin)
     }
 
-    fn keystore(&self, name: &str) -> Result<Arc<dyn KeyStore>, CallError> {
-        Ok(self.binding("lattice:keystore/store", name)?.keystore())
+    fn keystore(&self, name: &str, origin: &Origin) -> Result<Arc<dyn KeyStore>, CallError> {
+        Ok(self.binding("lattice:keystore/store", name)?.keystore(origin))
     }
 
     fn dynamic(&self, interface: &str, name: &str) -> Result<Arc<dyn Serve>, CallError> {
@@ -177,7 +179,12 @@ impl Binding {
         here.unwrap_or(Target::Remote)
     }
 
-    fn keyvalue(self: &Arc<Self>) -> Result<Arc<dyn KeyValue>, CallError> {
+    /// The link as of a call that `origin` caused.
+    fn caused_by(&self, origin: &Origin) -> LinkContext {
+        LinkContext { origin: origin.clone(), ..self.context.clone() }
+    }
+
+    fn keyvalue(self: &Arc<Self>, origin: &Origin) -> Result<Arc<dyn KeyValue>, CallError> {
         if self.offer == Offer::Actor {
             return Err(CallError::Invalid(format!(
                 "link {:?} of actor {:?}: {} has resources, which can not be called in actor {:?}; link to a \
@@ -193,21 +200,27 @@ impl Binding {
                 let make = || store.keyvalue(&self.app, &self.provider, self.context.clone());
                 self.made.keyvalue_here.get_or_init(make).clone()
             }
-            Target::Actor(_) | Target::Remote => {
+            Target::Actor(_) | Target::Remote if origin.is_none() => {
                 let make = || Arc::new(KeyValueOver::new(self.remote.clone(), self.context.clone())) as _;
                 self.made.keyvalue_there.get_or_init(make).clone()
+            }
+            Target::Actor(_) | Target::Remote => {
+                Arc::new(KeyValueOver::new(self.remote.clone(), self.caused_by(origin)))
             }
         })
     }
 
-    fn keystore(&self) -> Arc<dyn KeyStore> {
+    fn keystore(&self, origin: &Origin) -> Arc<dyn KeyStore> {
         match self.target() {
             Target::Provider(LocalProvider::Keyvalue(store)) => {
                 let make = || store.keystore(&self.app, &self.provider, self.context.clone());
                 self.made.keystore_here.get_or_init(make).clone()
             }
             // Not kept: the actor's next revision is another one.
-            Target::Actor(actor) => Arc::new(KeyStoreOver::new(actor, self.context.clone())),
+            Target::Actor(actor) => Arc::new(KeyStoreOver::new(actor, self.caused_by(origin))),
+            Target::Remote if !origin.is_none() => {
+                Arc::new(KeyStoreOver::new(self.remote.clone(), self.caused_by(origin)))
+            }
             Target::Remote => {
                 let make = || Arc::new(KeyStoreOver::new(self.remote.clone(), self.context.clone())) as _;
                 self.made.keystore_there.get_or_init(make).clone()
@@ -226,9 +239,13 @@ impl Serve for Binding {
         function: &str,
         params: Bytes,
     ) -> Result<Bytes, CallError> {
-        let own = match link.deadline {
-            Some(_) => &LinkContext { deadline: link.deadline, ..self.context.clone() },
-            None => &self.context,
+        let own = match link.deadline.is_some() || !link.origin.is_none() {
+            true => &LinkContext {
+                deadline: link.deadline.or(self.context.deadline),
+                origin: link.origin.clone(),
+                ..self.context.clone()
+            },
+            false => &self.context,
         };
         match self.target() {
             Target::Actor(actor) => actor.serve(own, interface, function, params).await,

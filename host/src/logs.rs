@@ -132,7 +132,7 @@ impl Drop for Ring {
 }
 
 impl LogSink for Ring {
-    fn line(&self, instance: u64, stream: &str, text: &str) {
+    fn line(&self, instance: u64, request_id: &str, stream: &str, text: &str) {
         let text = text.strip_suffix('\n').unwrap_or(text);
         // A line is one line: what holds several is several.
         for text in text.split('\n') {
@@ -143,6 +143,7 @@ impl LogSink for Ring {
                 host: self.host.to_string(),
                 instance,
                 stream: stream.to_owned(),
+                request_id: request_id.to_owned(),
                 text: cut(text.strip_suffix('\r').unwrap_or(text)).to_owned(),
             });
         }
@@ -213,7 +214,7 @@ impl Queue {
 }
 
 fn cost(line: &LogLine) -> usize {
-    line.text.len() + LINE_OVERHEAD_BYTES
+    line.text.len() + line.request_id.len() + LINE_OVERHEAD_BYTES
 }
 
 /// At most `LINE_BYTES_MAX` bytes, whole characters.
@@ -282,9 +283,9 @@ mod tests {
         let logs = logs();
         let sink = logs.sink(&name("shop"), &name("cart"));
         for i in 0..1500 {
-            sink.line(1, "stdout", &format!("line {i}\n"));
+            sink.line(1, "", "stdout", &format!("line {i}\n"));
         }
-        sink.line(2, "stderr", "two\r\nlines");
+        sink.line(2, "", "stderr", "two\r\nlines");
         let all = logs.tail(&name("shop"), &name("cart"), usize::MAX);
         assert_eq!(all.len(), LINES_MAX);
         assert_eq!(texts(&all[..1]), ["line 502"]);
@@ -292,7 +293,7 @@ mod tests {
         assert_eq!(texts(&last), ["two", "lines"]);
         assert_eq!((last[0].instance, last[0].stream.as_str(), last[0].time_ms), (2, "stderr", 7));
         assert_eq!(logs.tail(&name("shop"), &name("other"), 5), vec![]);
-        logs.sink(&name("shop"), &name("other")).line(3, "info", "x");
+        logs.sink(&name("shop"), &name("other")).line(3, "", "info", "x");
         assert_eq!(logs.tail_app(&name("shop"), 3).len(), 3);
         logs.forget(&name("shop"), &name("cart"));
         assert_eq!(logs.tail_app(&name("shop"), 9).len(), 1);
@@ -303,7 +304,7 @@ mod tests {
         let logs = logs();
         let sink = logs.sink(&name("shop"), &name("cart"));
         for _ in 0..200 {
-            sink.line(1, "stdout", &"é".repeat(10_000));
+            sink.line(1, "", "stdout", &"é".repeat(10_000));
         }
         let all = logs.tail(&name("shop"), &name("cart"), usize::MAX);
         assert!(all.iter().all(|l| l.text.len() == LINE_BYTES_MAX));
@@ -335,7 +336,7 @@ mod tests {
         let logs = Logs::start(Some(bus.clone()), "01J9Z3NDEKTSV4RRFFQ69G5FAV".parse().unwrap());
         let sink = logs.sink(&name("shop"), &name("cart"));
         for i in 0..600 {
-            sink.line(1, "stdout", &i.to_string());
+            sink.line(1, "", "stdout", &i.to_string());
         }
         let (mut lines, mut messages) = (Vec::new(), 0);
         while lines.len() < 600 {
@@ -354,7 +355,7 @@ mod tests {
         logs.sink(&name("shop"), &name("cart"));
         let ring = lock(&logs.inner.actors).values().next().unwrap().clone();
         for i in 0..1010 {
-            ring.line(1, "stdout", &i.to_string());
+            ring.line(1, "", "stdout", &i.to_string());
         }
         let fresh = ring.take_fresh();
         assert_eq!(fresh.len(), 1001);

@@ -118,7 +118,10 @@ fn check_digest(s: &str) -> Result<(), Invalid> {
 impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         use sha2::Digest as _;
-        let sum = sha2::Sha256::digest(bytes);
+        Self::of_sum(&sha2::Sha256::digest(bytes).into())
+    }
+    /// That of bytes whose SHA-256 is known.
+    pub fn of_sum(sum: &[u8; 32]) -> Self {
         let mut text = String::with_capacity(71);
         text.push_str("sha256:");
         for byte in sum {
@@ -345,6 +348,10 @@ pub struct Limits {
     pub log_bytes_per_s: u64,
     /// Outgoing HTTP requests of all its instances on a host at once.
     pub outgoing_len_max: u32,
+    /// Requests that one instance serves, one after another, before it is dropped; 1 is a fresh one for each.
+    pub reuse: u32,
+    /// Requests that one instance serves at once.
+    pub concurrency: u32,
 }
 
 impl Default for Limits {
@@ -360,6 +367,8 @@ impl Default for Limits {
             response_bytes_max: 1024 * 1024 * 1024,
             log_bytes_per_s: 64 * 1024,
             outgoing_len_max: 64,
+            reuse: 1,
+            concurrency: 1,
         }
     }
 }

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const NAMED_MAX: usize = 20;
 
 const INCOMING: &str = "wasi:http/incoming-handler";
+/// The same in WASI 0.3.
+const LATER: &str = "wasi:http/handler";
 
 /// Fills in `Actor::exports` from `inspections` (by component) and reports all that would not link, by line. An actor
 /// without inspection keeps the exports it has, and its imports are not looked at.
@@ -147,12 +149,15 @@ fn ingress_unserved(name: &Name, actor: &Actor, inspection: &Inspection, positio
     let places = positions.components.get(name);
     let place = places.and_then(|p| p.ingress.first()).unwrap_or_else(|| positions.component(name.as_str()));
     let name = name.as_str();
+    if inspection.exports.iter().any(|e| e.unversioned() == LATER && minor_of(e) == Some((0, 3))) {
+        return None;
+    }
     match inspection.exports.iter().find(|e| e.unversioned() == INCOMING) {
         Some(handler) if minor_of(handler) == Some((0, 2)) => None,
         Some(handler) => Some(positions.problem(
             place,
             format!("actor {name:?} has an ingress, but exports {handler}, which the ingress does not call"),
-            "build it against wasi:http 0.2",
+            "build it against wasi:http 0.2 or 0.3",
         )),
         None => {
             let newer = inspection.exports.iter().find(|e| e.namespace == "wasi" && e.package == "http");
@@ -163,7 +168,7 @@ fn ingress_unserved(name: &Name, actor: &Actor, inspection: &Inspection, positio
             Some(positions.problem(
                 place,
                 format!("actor {name:?} has an ingress, but {but}"),
-                "export it (wasi:http 0.2), or remove the ingress trait or the link of the HTTP server",
+                "export it (wasi:http 0.2), or wasi:http/handler (0.3), or remove the ingress trait or the link of the HTTP server",
             ))
         }
     }

@@ -59,7 +59,7 @@ pub enum Invalid {
     NotWasm { looks_like: &'static str },
     #[error(
         "a core module, not a component; make one with `wasm-tools component new`{}, or build for wasm32-wasip2",
-        if *.preview1 { " and the WASI preview 1 adapter" } else { "" }
+        if *.preview1 { " and the WASI preview 1 adapter, as `lattice apply` does of one that exports _start" } else { "" }
     )]
     CoreModule { preview1: bool },
     #[error("a component of binary version {version:#06x}, which is not the standard one; build it with current tools")]
@@ -68,6 +68,45 @@ pub enum Invalid {
     Truncated { len: usize, what: String },
     #[error("not a valid component: {message} (at byte {offset:#x}); build it again with current tools")]
     Invalid { message: String, offset: usize },
+}
+
+/// What of a core module tells whether a component can be made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoreModule {
+    /// It imports functions of WASI preview 1.
+    pub preview1: bool,
+    /// It exports `_start`.
+    pub program: bool,
+    /// It carries the component's world that it was bound against.
+    pub world: bool,
+}
+
+/// A valid core module; `None` for what is something else.
+pub fn core_module(bytes: &[u8]) -> Result<Option<CoreModule>, Invalid> {
+    match refuse_what_is_no_component(bytes) {
+        Err(Invalid::CoreModule { .. }) => {}
+        Err(refused @ Invalid::TooLarge { .. }) => return Err(refused),
+        _ => return Ok(None),
+    }
+    if let Some(what) = cut_short(bytes) {
+        return Err(Invalid::Truncated { len: bytes.len(), what });
+    }
+    let invalid = |e: wasmparser::Error| Invalid::Invalid { message: e.message().to_owned(), offset: e.offset() };
+    Validator::new_with_features(features()).validate_all(bytes).map_err(invalid)?;
+    let mut found = CoreModule { preview1: imports_preview1(bytes), program: false, world: false };
+    for payload in Parser::new(0).parse_all(bytes) {
+        match payload.map_err(invalid)? {
+            Payload::ExportSection(section) => {
+                for export in section {
+                    let export = export.map_err(invalid)?;
+                    found.program |= export.name == "_start" && export.kind == wasmparser::ExternalKind::Func;
+                }
+            }
+            Payload::CustomSection(section) => found.world |= section.name().starts_with("component-type"),
+            _ => {}
+        }
+    }
+    Ok(Some(found))
 }
 
 /// Validates `bytes` as the engine would and lists their imports and exports.
@@ -130,10 +169,33 @@ pub fn looks_like(bytes: &[u8]) -> &'static str {
 }
 
 /// What the engine of the hosts (wasmtime 48 as it is built here) has on: Wasm 3.0 without threads and the parts that
-/// need a garbage collector, and the component model without async. What is turned on there must be added here.
+/// need a garbage collector, and the component model with async. What is turned on there must be added here.
 fn features() -> WasmFeatures {
+    plain_features() | WasmFeatures::CM_ASYNC
+}
+
+/// Without what only the engine for WASI 0.3 has.
+fn plain_features() -> WasmFeatures {
     let absent = WasmFeatures::GC_TYPES | WasmFeatures::EXCEPTIONS | WasmFeatures::THREADS;
     WasmFeatures::WASM3.difference(absent) | WasmFeatures::COMPONENT_MODEL
+}
+
+/// Whether a component wants the engine for WASI 0.3: it names one of its interfaces, or waits as only that one can.
+pub fn is_later(bytes: &[u8]) -> bool {
+    names_later(bytes) || Validator::new_with_features(plain_features()).validate_all(bytes).is_err()
+}
+
+fn names_later(bytes: &[u8]) -> bool {
+    let is_later = |name: &str| name.starts_with("wasi:") && name.contains("@0.3.");
+    Parser::new(0).parse_all(bytes).map_while(Result::ok).any(|payload| match payload {
+        Payload::ComponentImportSection(section) => {
+            section.into_iter().map_while(Result::ok).any(|import| is_later(import.name.name))
+        }
+        Payload::ComponentExportSection(section) => {
+            section.into_iter().map_while(Result::ok).any(|export| is_later(export.name.name))
+        }
+        _ => false,
+    })
 }
 
 fn refuse_what_is_no_component(bytes: &[u8]) -> Result<(), Invalid> {

@@ -2,11 +2,12 @@
 //!
 //! Reading order: `app` (the nouns), `manifest` (YAML -> App), `component` (bytes -> what
 //! they import and export), `check` (one against the other), `needs` (what a component wants granted), `address` (what
-//! a granted address means), `policy` (what a host takes away), `subject` (addresses on the bus), `v1` (wire types,
-//! generated from lattice/v1/*.proto), `value` (the binary encoding of calls).
+//! a granted address means), `policy` (what a host takes away), `subject` (addresses on the bus), `backup` (the file of a
+//! backup), `v1` (wire types, generated from lattice/v1/*.proto).
 
 pub mod address;
 pub mod app;
+pub mod backup;
 pub mod check;
 pub mod component;
 pub mod fault;
@@ -14,6 +15,7 @@ pub mod manifest;
 pub mod needs;
 pub mod policy;
 pub mod subject;
+pub mod time;
 
 /// Wire types generated from `lattice/v1/*.proto`.
 #[allow(clippy::all, clippy::allow_attributes_without_reason, unreachable_pub, missing_docs, reason = "generated code")]

@@ -63,11 +63,25 @@ pub const GRANTS: &[Grant] = &[
         given: |g| g.wall_clock,
     },
     Grant {
+        interface: "wasi:clocks/system-clock",
+        name: "grants.clocks.wall",
+        example: "clocks: {wall: true}",
+        baseline: false,
+        given: |g| g.wall_clock,
+    },
+    Grant {
         interface: "wasi:filesystem/preopens",
         name: "grants.folders",
         example: "folders: [{host: /srv/data, guest: /data}]",
         baseline: false,
         given: |g| !g.folders.is_empty(),
+    },
+    Grant {
+        interface: "wasi:http/client",
+        name: "grants.http",
+        example: "http: [api.example.org]",
+        baseline: false,
+        given: |g| !g.http.is_empty(),
     },
     Grant {
         interface: "wasi:http/outgoing-handler",
@@ -103,6 +117,13 @@ pub const GRANTS: &[Grant] = &[
         example: "sockets: {tcp: [\"10.0.0.5:5432\"]}",
         baseline: false,
         given: |g| g.sockets || !g.tcp.is_empty(),
+    },
+    Grant {
+        interface: "wasi:sockets/types",
+        name: "grants.sockets",
+        example: "sockets: {tcp: [\"10.0.0.5:5432\"]}",
+        baseline: false,
+        given: |g| g.sockets || !g.tcp.is_empty() || !g.udp.is_empty(),
     },
     Grant {
         interface: "wasi:sockets/udp-create-socket",
@@ -204,8 +225,12 @@ pub fn traits(inspection: &Inspection, needs: &[Need]) -> String {
             interfaces.join(", ")
         ));
     }
-    if inspection.exports.iter().any(|e| e.unversioned() == "wasi:http/incoming-handler" && minor_of(e) == Some((0, 2)))
-    {
+    let is_handler = |e: &Interface| match e.unversioned().as_str() {
+        "wasi:http/incoming-handler" => minor_of(e) == Some((0, 2)),
+        "wasi:http/handler" => minor_of(e) == Some((0, 3)),
+        _ => false,
+    };
+    if inspection.exports.iter().any(is_handler) {
         text.push_str("- type: ingress\n  properties: {path: /}\n");
     }
     text
@@ -249,6 +274,31 @@ const WASI: &[(&str, &[&str])] = &[
     ("http", &["types", "outgoing-handler"]),
 ];
 
+/// The same of WASI 0.3.
+const LATER: &[(&str, &[&str])] = &[
+    ("clocks", &["types", "monotonic-clock", "system-clock"]),
+    ("random", &["random", "insecure", "insecure-seed"]),
+    (
+        "cli",
+        &[
+            "types",
+            "environment",
+            "exit",
+            "stdin",
+            "stdout",
+            "stderr",
+            "terminal-input",
+            "terminal-output",
+            "terminal-stdin",
+            "terminal-stdout",
+            "terminal-stderr",
+        ],
+    ),
+    ("filesystem", &["types", "preopens"]),
+    ("sockets", &["types", "ip-name-lookup"]),
+    ("http", &["types", "client"]),
+];
+
 /// What hosts serve in exact versions only: interface, whether without a link, versions ("" is none), the same for
 /// people.
 const DRAFTS: &[(&str, bool, &[&str], &str)] = &[
@@ -268,7 +318,9 @@ impl Served {
         {
             return match minor_of(import) {
                 Some((0, 2)) if interfaces.contains(&import.interface.as_str()) => Self::Always,
-                Some((0, 2)) => Self::ByLink,
+                Some((0, 3)) if is_later(import) => Self::Always,
+                Some((0, 2 | 3)) => Self::ByLink,
+                _ if LATER.iter().any(|(package, _)| *package == import.package) => Self::WrongVersion("0.2 and 0.3"),
                 _ => Self::WrongVersion("0.2"),
             };
         }
@@ -282,6 +334,11 @@ impl Served {
             false => Self::WrongVersion(shown),
         }
     }
+}
+
+fn is_later(import: &Interface) -> bool {
+    let package = LATER.iter().find(|(package, _)| *package == import.package);
+    package.is_some_and(|(_, interfaces)| interfaces.contains(&import.interface.as_str()))
 }
 
 /// Major and minor of a released version; `None` for a pre-release, which is compatible with nothing but itself.
@@ -316,7 +373,7 @@ mod tests {
             "wasi:sockets/ip-name-lookup@0.2.0",
             "wasi:keyvalue/store@0.2.0-draft",
             "acme:tax/rates@1.0.0",
-            "wasi:http/types@0.3.0",
+            "wasi:http/types@0.3.0-rc-2026-03-15",
         ];
         let inspection = Inspection {
             imports: imports.iter().map(|i| interface(i)).collect(),
@@ -330,7 +387,7 @@ mod tests {
         assert!(matches!(by("wasi:clocks/wall-clock"), By::Grant(g) if g.name == "grants.clocks.wall"));
         assert_eq!(by("wasi:keyvalue/store"), &By::Link(Some("builtin:keyvalue")));
         assert_eq!(by("acme:tax/rates"), &By::Link(None));
-        assert_eq!(by("wasi:http/types"), &By::WrongVersion("0.2"));
+        assert_eq!(by("wasi:http/types"), &By::WrongVersion("0.2 and 0.3"));
         assert_eq!(
             traits(&inspection, &needs),
             "- type: grants\n  properties:\n    clocks: {wall: true}\n    sockets: {lookups: true, tcp: [\"10.0.0.5:5432\"]}\n\

@@ -131,6 +131,16 @@ impl Policy {
         why
     }
 
+    /// Why a program may not have what its caller gives it, if that is so.
+    pub fn job_refusal(&self, args: bool, stdin: bool) -> Option<String> {
+        let name = match (args && !self.args, stdin && !self.stdin) {
+            (true, _) => "arguments",
+            (_, true) => "stdin",
+            _ => return None,
+        };
+        Some(format!("the policy of this host allows no {name}; choose other hosts by requirements, or run it without"))
+    }
+
     /// Whether a folder may be granted, by where it really is: `path` is without links.
     pub fn folder_refusal(&self, folder: &Folder, path: &str) -> Option<String> {
         let allowed = self.folders.as_ref()?;

@@ -26,6 +26,17 @@ impl Subjects {
     pub fn ask(&self, host: &HostId) -> String {
         format!("{}.host.{host}.ask", self.prefix)
     }
+    /// Programs that a scheduler begins on this host and takes the output of.
+    pub fn job(&self, host: &HostId) -> String {
+        format!("{}.host.{host}.job", self.prefix)
+    }
+    /// Where a scheduler says at which address the others reach it.
+    pub fn scheduler(&self, id: u64) -> String {
+        format!("{}.scheduler.{id}.at", self.prefix)
+    }
+    pub fn every_scheduler(&self) -> String {
+        format!("{}.scheduler.*.at", self.prefix)
+    }
     /// What schedulers subscribe to: hello of every host.
     pub fn every_hello(&self) -> String {
         format!("{}.host.*.hello", self.prefix)

@@ -100,7 +100,7 @@ fn what_is_no_component() {
     assert_eq!(
         said(&wat::parse_str("(module (import \"wasi_snapshot_preview1\" \"proc_exit\" (func (param i32))))").unwrap()),
         "a core module, not a component; make one with `wasm-tools component new` and the WASI preview 1 adapter, \
-         or build for wasm32-wasip2"
+         as `lattice apply` does of one that exports _start, or build for wasm32-wasip2"
     );
 }
 
@@ -143,6 +143,18 @@ fn features_that_the_engine_has_not() {
     assert!(component::inspect(&gc).is_err());
     let simd = wat::parse_str("(component (core module (func (drop (v128.const i64x2 0 0)))))").unwrap();
     assert_eq!(component::inspect(&simd), Ok(Inspection::default()));
+}
+
+#[test]
+fn what_wants_the_engine_of_wasi_0_3() {
+    let hello = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/hello/hello.wasm")).unwrap();
+    assert!(!component::is_later(&hello));
+    assert!(component::is_later(&with(&["wasi:clocks/monotonic-clock@0.3.0"], &[])));
+    assert!(component::is_later(&with(&[], &["wasi:http/handler@0.3.0"])));
+    assert!(!component::is_later(&with(&["acme:x/y@0.3.0"], &[])));
+    // It names nothing of WASI, but waits.
+    let waits = wat::parse_str("(component (import \"f\" (func async (param \"n\" u32))))").unwrap();
+    assert!(component::inspect(&waits).is_ok() && component::is_later(&waits));
 }
 
 const KV: &str = "    - {name: kv, type: capability, properties: {image: builtin:keyvalue}}\n";
@@ -308,7 +320,7 @@ fn ingress_and_versions() {
             &format!("{}{}", actor("old", INGRESS), actor("new", "{type: ingress, properties: {path: /new}}")),
             &[
                 ("old", &["wasi:io/streams@0.2.0-rc-2023-11-10", "wasi:config/store@0.2.0-draft"], &[]),
-                ("new", &["wasi:http/types@0.3.0"], &["wasi:http/handler@0.3.0"]),
+                ("new", &["wasi:http/types@0.3.0-rc-2026-03-15"], &["wasi:http/handler@0.3.0-rc-2026-03-15"]),
             ]
         ),
         [
@@ -316,12 +328,13 @@ fn ingress_and_versions() {
              wasi:config/store@0.2.0-draft, in a version that no host serves; hosts serve wasi:config 0.2.0-rc.1 and \
              wasi:io 0.2; build it against that",
             "app.yaml:9:44: spec.components[0].traits[0].properties: actor \"old\" has an ingress, but does not export \
-             wasi:http/incoming-handler; export it (wasi:http 0.2), or remove the ingress trait or the link of the HTTP server",
-            "app.yaml:12:27: spec.components[1].properties.image: actor \"new\" imports wasi:http/types@0.3.0, in a version \
-             that no host serves; hosts serve wasi:http 0.2; build it against that",
+             wasi:http/incoming-handler; export it (wasi:http 0.2), or wasi:http/handler (0.3), or remove the ingress trait or \
+             the link of the HTTP server",
+            "app.yaml:12:27: spec.components[1].properties.image: actor \"new\" imports wasi:http/types@0.3.0-rc-2026-03-15, \
+             in a version that no host serves; hosts serve wasi:http 0.2 and 0.3; build it against that",
             "app.yaml:13:44: spec.components[1].traits[0].properties: actor \"new\" has an ingress, but exports \
-             wasi:http/handler@0.3.0 instead of wasi:http/incoming-handler; export it (wasi:http 0.2), or remove the ingress \
-             trait or the link of the HTTP server",
+             wasi:http/handler@0.3.0-rc-2026-03-15 instead of wasi:http/incoming-handler; export it (wasi:http 0.2), or \
+             wasi:http/handler (0.3), or remove the ingress trait or the link of the HTTP server",
         ]
     );
 }

@@ -76,6 +76,11 @@ impl Artifacts {
         self.dir.join(digest.hex())
     }
 
+    /// The folder that holds them, each under the hex digits of its digest.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn has(&self, digest: &Digest) -> bool {
         self.path(digest).is_file()
     }

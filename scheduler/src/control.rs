@@ -1,12 +1,13 @@
 //! The leader's loop: observe, plan, propose, dispatch. Decides nothing itself: `plan` does. One task owns it; every
 //! scheduler listens to heartbeats, so that a new leader is warm.
 
-use crate::events::{Events, unix_ms};
+use crate::events::Events;
 use crate::plan::{self, Config as Timers, Heard, Observed, Unplaced};
 use crate::raft;
 use crate::replica::{Replica, outcomes};
-use crate::state::{HOSTS_MAX, VERSION};
+use crate::state::HOSTS_MAX;
 use crate::status::View;
+use crate::telemetry::Meter;
 use bus::{Bus, Headers};
 use prost::Message;
 use proto::app::HostId;
@@ -38,6 +39,7 @@ pub struct Shared {
     pub replica: Replica,
     pub events: Events,
     pub timers: Timers,
+    pub(crate) meter: Meter,
     memory: Arc<Mutex<Memory>>,
     /// Counts up with each change of what was observed.
     seen: Arc<watch::Sender<u64>>,
@@ -67,6 +69,7 @@ impl Shared {
             replica,
             events,
             timers,
+            meter: Meter::default(),
             memory: Arc::default(),
             seen: Arc::new(watch::Sender::new(0)),
             started: Instant::now(),
@@ -103,9 +106,12 @@ impl Shared {
 
     /// Proposes commands in one entry; gives an outcome for each.
     pub async fn propose(&self, commands: Vec<pb::Command>) -> Result<Vec<pb::Outcome>, raft::Error> {
-        let entry = pb::Entry { version: VERSION, time_ms: unix_ms(), commands };
-        let applied = self.raft.propose(entry.encode_to_vec()).await?;
-        Ok(outcomes(&applied))
+        let me = self.raft.status().borrow().id;
+        let entry = self.replica.entry(me, commands)?;
+        let begun = Instant::now();
+        let applied = self.raft.propose(entry.encode_to_vec()).await;
+        self.meter.proposed(begun.elapsed(), applied.is_ok());
+        Ok(outcomes(&applied?))
     }
 
     fn with_memory<T>(&self, f: impl FnOnce(&mut Memory) -> T) -> T {
@@ -220,7 +226,9 @@ impl Control {
         let state = shared.replica.read();
         let now = shared.now_ms();
         shared.with_memory(|memory| {
+            let begun = Instant::now();
             let plan = plan::plan(&state, &memory.observed, now, &shared.timers);
+            shared.meter.planned(begun.elapsed());
             if plan.lost.is_empty() && plan.returned.is_empty() {
                 memory.unplaced.clone_from(&plan.unplaced);
             }
@@ -393,6 +401,7 @@ impl Control {
         }
         let now = self.shared.now_ms();
         let heard = self.shared.with_memory(|m| m.observed.beat(&id, beat, now));
+        self.shared.meter.heard(heard);
         match heard {
             Heard::Stale => {
                 self.shared.bus.drops().count(bus::Reason::Stale);

@@ -1,10 +1,12 @@
 //! The scheduler: what is desired, decided and kept.
 //!
 //! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `status` (what people see, pure),
-//! `raft` (the log), `control` (the leader's loop), `peer` (schedulers among themselves), `api` (gRPC). Absent here: anything of the host, HTTP routes, Wasm.
+//! `raft` (the log), `control` (the leader's loop), `peer` (schedulers among themselves), `api` (gRPC), `backup` (all of it
+//! as one file), `telemetry` (health, metrics). Absent here: anything of the host, HTTP routes, Wasm.
 
 pub mod api;
 mod artifact;
+pub mod backup;
 mod control;
 mod events;
 mod gather;
@@ -15,7 +17,9 @@ mod replica;
 mod run;
 pub mod state;
 pub mod status;
+mod telemetry;
 pub mod watched;
 
 pub use replica::Replica;
 pub use run::{Config, Error, Scheduler};
+pub use telemetry::Health;

@@ -1,7 +1,8 @@
 //! This member's copy of the state: what the log drives, and what the rest of the scheduler reads.
 
+use crate::events::unix_ms;
 use crate::raft;
-use crate::state::{State, Touched};
+use crate::state::{self, State, Touched, VERSION};
 use prost::Message;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
@@ -13,10 +14,18 @@ use tokio::sync::watch;
 const FEED_MAX: usize = 10_000;
 
 /// The state, shared: one writer (the log), many short readers. Never hold the guard across an await.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Replica {
     state: Arc<RwLock<State>>,
     feed: Arc<Feed>,
+    /// The newest version of commands that it applies.
+    knows: u32,
+}
+
+impl Default for Replica {
+    fn default() -> Self {
+        Self::of(VERSION)
+    }
 }
 
 /// What changed, by log index.
@@ -39,6 +48,17 @@ impl Default for Feed {
 }
 
 impl Replica {
+    /// One that applies commands up to this version, as an older build would.
+    pub fn of(knows: u32) -> Self {
+        Self { state: Arc::default(), feed: Arc::default(), knows: knows.min(VERSION) }
+    }
+    pub fn knows(&self) -> u32 {
+        self.knows
+    }
+    /// The entry by which scheduler `me`, which leads, proposes these commands; refused when not all can apply them.
+    pub(crate) fn entry(&self, me: u64, commands: Vec<pb::Command>) -> Result<pb::Entry, raft::Error> {
+        state::entry(&self.read(), me, self.knows, unix_ms(), commands).map_err(raft::Error::Outdated)
+    }
     pub fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,6 +99,14 @@ impl raft::StateMachine for Replica {
         drop(state);
         self.feed.applied.send_replace(index);
         outcomes
+    }
+
+    fn can_apply(&self, data: &[u8]) -> Result<(), String> {
+        state::expect_known(data, self.knows)
+    }
+
+    fn can_restore(&self, snapshot: &[u8]) -> Result<(), String> {
+        state::expect_known(snapshot, self.knows)
     }
 
     fn snapshot(&self) -> Vec<u8> {

@@ -5,8 +5,10 @@ use crate::control::{self, Shared};
 use crate::events::Events;
 use crate::plan::Config as Timers;
 use crate::replica::Replica;
-use crate::{api, gather, peer, raft};
+use crate::telemetry::{Health, Scrape};
+use crate::{api, backup, gather, peer, raft};
 use bus::Bus;
+use prometheus_client::collector::Collector;
 use proto::app::LatticeName;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -39,6 +41,8 @@ pub struct Config {
     pub timers: Timers,
     /// Log bytes before a snapshot.
     pub log_bytes_max: u64,
+    /// The newest version of commands that it applies: that of this build, unless it shall act as an older one.
+    pub vocabulary: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +55,8 @@ pub enum Error {
     Artifact(#[from] artifact::Error),
     #[error(transparent)]
     Api(#[from] api::Error),
+    #[error(transparent)]
+    Backup(#[from] backup::Error),
     #[error("{}: {source}; make the folder writable or give another --data", path.display())]
     Data { path: PathBuf, source: std::io::Error },
 }
@@ -71,7 +77,9 @@ impl Scheduler {
     pub async fn start(config: Config, bus: Bus) -> Result<Self, Error> {
         let data = config.data.clone();
         std::fs::create_dir_all(&data).map_err(|source| Error::Data { path: data.clone(), source })?;
-        let replica = Replica::default();
+        backup::expect_whole(&data)?;
+        let gate = api::Gate::open(config.api.demands_token(), &data)?;
+        let replica = Replica::of(config.vocabulary);
         let (addr, listener) = api::bind(&config.api).await?;
         let mut door = peer::open(config.peer.as_ref(), config.id, config.lattice.as_str(), &data).await?;
         let log = raft::Config {
@@ -97,7 +105,7 @@ impl Scheduler {
         let shared = Shared::new(config.lattice.to_string(), bus, raft, replica, events, config.timers);
         let (stop, stopped) = watch::channel(false);
         let serving =
-            api::serve(&config.api, listener, shared.clone(), artifacts.clone(), peers.clone(), stopped.clone())
+            api::serve(&config.api, listener, shared.clone(), artifacts.clone(), peers.clone(), gate, stopped.clone())
                 .await?;
         let mut tasks = vec![tokio::spawn(serving)];
         let fetch: peer::Fetch = {
@@ -109,6 +117,7 @@ impl Scheduler {
         };
         tasks.push(tokio::spawn(peer::serve(peers.clone(), inbox, fetch, stopped.clone())));
         tasks.push(tokio::spawn(peer::keep(peers.clone(), stopped.clone())));
+        tasks.push(tokio::spawn(peer::announce(peers.clone(), shared.bus.clone(), stopped.clone())));
         let (broken, _) = watch::channel(false);
         tasks.push(tokio::spawn(watched(observe(shared.clone(), stopped.clone()), broken.clone())));
         tasks.push(tokio::spawn(hold(shared.clone(), artifacts.clone(), stopped.clone())));
@@ -124,6 +133,16 @@ impl Scheduler {
     /// Where other schedulers reach it, if they do.
     pub fn peer(&self) -> Option<String> {
         self.peers.peer().map(str::to_owned)
+    }
+
+    /// Whether it is well, to be asked at any time.
+    pub fn health(&self) -> Health {
+        Health { shared: self.shared.clone() }
+    }
+
+    /// What it counts, for Prometheus.
+    pub fn metrics(&self) -> Box<dyn Collector> {
+        Box::new(Scrape { id: self.id(), shared: self.shared.clone() })
     }
 
     /// Where the API listens.

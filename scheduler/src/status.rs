@@ -1,6 +1,6 @@
 //! What people see: status = f(state, observed). Pure.
 
-use crate::plan::{Config, Observed, RunningNow, Unplaced, daemon_target, meets};
+use crate::plan::{Config, Observed, RunningNow, Seen, Unplaced, daemon_target, meets};
 use crate::state::{AppState, HostState, State};
 use proto::app::{Component, HostId, Kind, Link, Name, Scaler};
 use proto::v1 as pb;
@@ -176,7 +176,15 @@ impl View<'_> {
             let serving = all.iter().find(|r| r.state == pb::RunState::Running);
             let (state, message) = state_of(record, now);
             let live = if record.lost { None } else { serving };
+            let load = live.and_then(|_| self.observed.hosts.get(host)).map(|seen| &seen.load);
+            let told = load.and_then(|load| Some((load, load.actors.get(&key)?)));
             items.push(pb::ActorStatus {
+                in_flight: told.map_or(0, |(_, a)| a.in_flight),
+                queued: told.map_or(0, |(_, a)| a.queued),
+                requests_per_s: told.map_or(0.0, |(load, a)| load.per_s(a.requests)),
+                errors_per_s: told.map_or(0.0, |(load, a)| load.per_s(a.errors)),
+                p50_us: told.map_or(0, |(_, a)| a.p50_us),
+                p99_us: told.map_or(0, |(_, a)| a.p99_us),
                 revision: placed.revision,
                 host: host.to_string(),
                 host_name: record.hello.name.clone(),
@@ -233,6 +241,7 @@ impl View<'_> {
             seen_ms: silent_ms,
             dropped: seen.map_or(0, |s| s.dropped),
             generation: record.generation,
+            ..host_load(record, seen)
         })
     }
 
@@ -296,6 +305,20 @@ impl View<'_> {
         let key = (app.clone(), actor.clone());
         let running = |h: &HostId| self.observed.running(h, &key).iter().any(|r| r.state == pb::RunState::Running);
         self.state.placed(app, actor).map(|(h, _)| h.clone()).filter(running).collect()
+    }
+}
+
+/// The part of a status that a host's load fills.
+fn host_load(record: &HostState, seen: Option<&Seen>) -> pb::HostStatus {
+    let Some(load) = seen.map(|seen| &seen.load).filter(|_| !record.lost) else { return pb::HostStatus::default() };
+    let actors = || load.actors.values();
+    pb::HostStatus {
+        cpu_millis: load.cpu_millis,
+        resident_bytes: load.memory_bytes,
+        requests_per_s: load.per_s(actors().map(|a| a.requests).sum()),
+        in_flight: actors().map(|a| a.in_flight).fold(0, u32::saturating_add),
+        queued: actors().map(|a| a.queued).fold(0, u32::saturating_add),
+        ..pb::HostStatus::default()
     }
 }
 

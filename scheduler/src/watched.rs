@@ -7,6 +7,19 @@ use proto::v1 as pb;
 use proto::v1::watch_event::What;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A host without what moves all the time, its age and its load: a watch tells what changed besides.
+fn still(host: pb::HostStatus) -> pb::HostStatus {
+    pb::HostStatus {
+        seen_ms: 0,
+        cpu_millis: 0,
+        resident_bytes: 0,
+        requests_per_s: 0.0,
+        in_flight: 0,
+        queued: 0,
+        ..host
+    }
+}
+
 /// What one watcher was told.
 #[derive(Default)]
 pub struct Watched {
@@ -79,19 +92,13 @@ impl Watched {
         let before = &self.apps;
         events.extend(now.values().filter(|a| before.get(&a.name) != Some(a)).cloned().map(What::App));
         self.apps = now;
-        let now: BTreeMap<String, pb::HostStatus> = hosts
-            .into_iter()
-            // Its age moves all the time; a watch tells what changed besides.
-            .map(|h| (h.id.clone(), pb::HostStatus { seen_ms: 0, ..h }))
-            .collect();
+        let now: BTreeMap<String, pb::HostStatus> = hosts.into_iter().map(|h| (h.id.clone(), still(h))).collect();
         if self.request.hosts {
             for id in self.hosts.keys().filter(|n| !now.contains_key(*n)) {
                 events.push(What::HostForgotten(id.clone()));
             }
             let before = &self.hosts;
-            let differs = |h: &&pb::HostStatus| {
-                before.get(&h.id).map(|b| pb::HostStatus { seen_ms: 0, ..b.clone() }).as_ref() != Some(*h)
-            };
+            let differs = |h: &&pb::HostStatus| before.get(&h.id).cloned().map(still).as_ref() != Some(*h);
             events.extend(now.values().filter(differs).cloned().map(What::Host));
             self.hosts = now;
         }

@@ -1,6 +1,6 @@
 //! What a table shows of each shape, and what one item is called. Pure.
 
-use super::shape::{Actor, App, Host, Link, Revision, Scheduler};
+use super::shape::{Access, Actor, App, Host, Link, Revision, Scheduler};
 use super::table::{Cell, Tint};
 use super::time::age;
 
@@ -170,6 +170,30 @@ impl Row for Revision {
             if self.current { Cell::tinted("yes", Tint::Good) } else { Cell::new("") },
             Cell::new(&self.cause),
             Cell::new(&self.created),
+        ]
+    }
+}
+
+impl Row for Access {
+    const PLURAL: &'static str = "tokens";
+    const NONE: &'static str = "make one with `lattice access add NAME`";
+    const HEAD: &'static [&'static str] = &["NAME", "ROLE", "AGE"];
+    const WIDE: &'static [&'static str] = &[];
+
+    fn key(&self) -> String {
+        self.name.clone()
+    }
+    fn name(&self) -> String {
+        format!("access/{}", self.name)
+    }
+    fn is_called(&self, name: &str) -> bool {
+        name == self.name || name == self.name()
+    }
+    fn cells(&self, now_ms: u64) -> Vec<Cell> {
+        vec![
+            Cell::tinted(&self.name, Tint::Bold),
+            Cell::new(&self.role),
+            Cell::new(age(now_ms.saturating_sub(self.created_ms))),
         ]
     }
 }

@@ -44,6 +44,14 @@ pub(crate) struct Actor {
     pub(crate) kind: String,
     pub(crate) requests: u64,
     pub(crate) errors: u64,
+    /// Of the last heartbeat of its host, as are the others below.
+    pub(crate) in_flight: u32,
+    pub(crate) queued: u32,
+    pub(crate) requests_per_s: f64,
+    pub(crate) errors_per_s: f64,
+    /// Microseconds from being asked to the answer or its head; 0 when nothing was asked.
+    pub(crate) p50_us: u64,
+    pub(crate) p99_us: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -62,6 +70,13 @@ pub(crate) struct Host {
     /// Messages it refused since boot.
     pub(crate) dropped: u64,
     pub(crate) generation: u64,
+    /// Of its last heartbeat, as are the others below; 0 in a watch. Thousandths of a core that the process used.
+    pub(crate) cpu_millis: u32,
+    pub(crate) resident_bytes: u64,
+    /// Of all actors there.
+    pub(crate) requests_per_s: f64,
+    pub(crate) in_flight: u32,
+    pub(crate) queued: u32,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -111,7 +126,20 @@ pub(crate) struct Scheduler {
     pub(crate) state: String,
     /// Log index up to which it has everything.
     pub(crate) index: u64,
+    /// The newest version of log commands that it can apply.
+    pub(crate) vocabulary: u32,
     pub(crate) message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Access {
+    pub(crate) name: String,
+    /// admin | viewer
+    pub(crate) role: String,
+    /// RFC 3339, UTC.
+    pub(crate) created: String,
+    #[serde(skip)]
+    pub(crate) created_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -135,6 +163,8 @@ pub(crate) struct LogLine {
     /// stdout | stderr | trace | debug | info | warn | error | critical
     pub(crate) stream: String,
     pub(crate) text: String,
+    /// Of the request that it was printed for; empty when there was none.
+    pub(crate) request_id: String,
 }
 
 /// `describe app`.
@@ -190,6 +220,11 @@ pub(crate) struct Status {
     pub(crate) dropped: u64,
 }
 
+/// Rates are known to a tenth.
+fn tenths(rate: f64) -> f64 {
+    (rate * 10.0).round() / 10.0
+}
+
 impl From<v1::AppStatus> for App {
     fn from(s: v1::AppStatus) -> Self {
         Self {
@@ -220,6 +255,12 @@ impl From<v1::ActorStatus> for Actor {
             kind: s.kind,
             requests: s.requests,
             errors: s.errors,
+            in_flight: s.in_flight,
+            queued: s.queued,
+            requests_per_s: tenths(s.requests_per_s),
+            errors_per_s: tenths(s.errors_per_s),
+            p50_us: s.p50_us,
+            p99_us: s.p99_us,
         }
     }
 }
@@ -237,6 +278,11 @@ impl From<v1::HostStatus> for Host {
             seen_ms: s.seen_ms,
             dropped: s.dropped,
             generation: s.generation,
+            cpu_millis: s.cpu_millis,
+            resident_bytes: s.resident_bytes,
+            requests_per_s: tenths(s.requests_per_s),
+            in_flight: s.in_flight,
+            queued: s.queued,
         }
     }
 }
@@ -277,7 +323,22 @@ impl From<v1::RevisionStatus> for Revision {
 
 impl From<v1::SchedulerStatus> for Scheduler {
     fn from(s: v1::SchedulerStatus) -> Self {
-        Self { id: s.id, address: s.peer, api: s.api, role: s.role, state: s.state, index: s.index, message: s.message }
+        Self {
+            id: s.id,
+            address: s.peer,
+            api: s.api,
+            role: s.role,
+            state: s.state,
+            index: s.index,
+            vocabulary: s.vocabulary,
+            message: s.message,
+        }
+    }
+}
+
+impl From<v1::AccessStatus> for Access {
+    fn from(a: v1::AccessStatus) -> Self {
+        Self { name: a.name, role: a.role, created: rfc3339(a.made_ms), created_ms: a.made_ms }
     }
 }
 
@@ -297,6 +358,7 @@ impl From<v1::LogLine> for LogLine {
             instance: l.instance,
             stream: l.stream,
             text: l.text,
+            request_id: l.request_id,
         }
     }
 }
@@ -342,6 +404,11 @@ mod tests {
             seen_ms: 12,
             dropped: 1,
             generation: 7,
+            cpu_millis: 250,
+            resident_bytes: 4096,
+            requests_per_s: 12.34,
+            in_flight: 3,
+            queued: 1,
         };
         assert_eq!(
             serde_json::to_value(List { items: vec![Host::from(status)] }).unwrap(),
@@ -350,6 +417,7 @@ mod tests {
                 "facts": {"arch": "x86_64", "os": "linux", "cpus": 2, "memory_bytes": 1024, "engine": "wasmtime 48",
                     "version": "0.1.0", "interfaces": ["wasi:keyvalue/store"]},
                 "running": 3, "ingress": "127.0.0.1:8000", "seen_ms": 12, "dropped": 1, "generation": 7,
+                "cpu_millis": 250, "resident_bytes": 4096, "requests_per_s": 12.3, "in_flight": 3, "queued": 1,
             }]})
         );
     }
@@ -389,12 +457,19 @@ mod tests {
             kind: "actor".into(),
             requests: 10,
             errors: 1,
+            in_flight: 2,
+            queued: 4,
+            requests_per_s: 99.96,
+            errors_per_s: 0.5,
+            p50_us: 310,
+            p99_us: 20_000,
         };
         assert_eq!(
             serde_json::to_value(Actor::from(status)).unwrap(),
             json!({"app": "hello", "actor": "web", "revision": 2, "host": "01J", "replicas": 3, "running": 2,
                 "host_name": "paris-1", "state": "starting", "message": "m", "kind": "actor", "requests": 10,
-                "errors": 1})
+                "errors": 1, "in_flight": 2, "queued": 4, "requests_per_s": 100.0, "errors_per_s": 0.5, "p50_us": 310,
+                "p99_us": 20_000})
         );
     }
 

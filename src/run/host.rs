@@ -1,5 +1,7 @@
 //! `lattice host`: a host as a process of its own. It needs nothing but the bus.
 
+use super::access::AccessArgs;
+use super::admin::AdminArgs;
 use super::policy::PolicyArgs;
 use super::start::{self, HostConfig};
 use super::{NatsArgs, TlsArgs, banner, begin, data_dir, labels, listen};
@@ -37,6 +39,10 @@ pub(crate) struct HostArgs {
     #[arg(long, value_name = "IP:PORT", value_parser = listen::parse)]
     ingress: Option<SocketAddr>,
     #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    admin: AdminArgs,
+    #[command(flatten)]
     policy: PolicyArgs,
     /// NATS server of the lattice; several with commas
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true, help_heading = "Bus")]
@@ -51,10 +57,17 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     let tls = args.tls.check()?;
     match args.ingress {
         Some(ingress) => listen::check("--ingress", ingress, tls.is_some()).map_err(Failure::Usage)?,
-        None if tls.is_some() => {
-            return Err(Failure::Usage("--tls-cert is for the ingress: add --ingress IP:PORT, or leave it out".into()));
+        None if tls.is_some() && args.admin.admin.is_none() => {
+            let text = "--tls-cert is for the ingress or --admin: add --ingress IP:PORT, or leave it out";
+            return Err(Failure::Usage(text.into()));
         }
         None => {}
+    }
+    if let Some(admin) = args.admin.admin {
+        listen::check("--admin", admin, tls.is_some()).map_err(Failure::Usage)?;
+    }
+    if args.ingress.is_none() && args.access.access_log.is_some() {
+        return Err(Failure::Usage("--access-log is for the ingress: add --ingress IP:PORT, or leave it out".into()));
     }
     let name = args.name.clone().unwrap_or_else(labels::machine_name);
     let labels = labels::collect(&args.labels).map_err(Failure::Usage)?;
@@ -68,6 +81,8 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
         labels: labels.clone(),
         ingress: args.ingress,
         tls,
+        access_log: args.access.target(),
+        admin: args.admin.admin,
         policy: args.policy.load()?,
     };
     let Some(serving) = begin(Box::pin(start::host(config))).await? else { return Ok(()) };
@@ -76,6 +91,7 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     if let Some(ingress) = running.ingress {
         fields.push(("ingress", format!("{scheme}://{ingress}")));
     }
+    fields.extend(running.admin.map(|at| ("admin", format!("{scheme}://{at}"))));
     if !labels.is_empty() {
         let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         fields.push(("labels", labels.join(",")));

@@ -3,6 +3,9 @@
 //! where.
 
 #[cfg(feature = "host")]
+pub(crate) mod access;
+pub(crate) mod admin;
+#[cfg(feature = "host")]
 pub(crate) mod host;
 #[cfg(feature = "host")]
 pub(crate) mod labels;
@@ -75,25 +78,43 @@ impl NatsArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "TLS")]
 pub(crate) struct TlsArgs {
-    /// PEM certificate chain for what listens; needed beyond loopback
+    /// PEM certificate chain for what listens; needed beyond loopback. An ingress may have several: each with its key, the
+    /// first is for clients that ask for none of their names. It takes up changed files by itself
     #[arg(long, value_name = "FILE", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
+    tls_cert: Vec<PathBuf>,
     /// Its private key, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
+    tls_key: Vec<PathBuf>,
 }
 
-/// A certificate and its key, both seen to be readable PEM files.
+/// Certificates and their keys, all seen to be readable PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tls {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
+    /// Further ones, for the ingress.
+    pub(crate) more: Vec<(PathBuf, PathBuf)>,
+}
+
+#[cfg(feature = "host")]
+impl Tls {
+    /// All of them, the first first.
+    pub(crate) fn pairs(&self) -> Vec<(PathBuf, PathBuf)> {
+        let first = (self.cert.clone(), self.key.clone());
+        std::iter::once(first).chain(self.more.iter().cloned()).collect()
+    }
 }
 
 impl TlsArgs {
     fn check(&self) -> Result<Option<Tls>, Failure> {
-        let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
-        for (flag, path) in [("--tls-cert", cert), ("--tls-key", key)] {
+        if self.tls_cert.len() != self.tls_key.len() {
+            let (certs, keys) = (self.tls_cert.len(), self.tls_key.len());
+            return Err(Failure::Usage(format!("{certs} --tls-cert and {keys} --tls-key: give one key for each")));
+        }
+        let flagged = |flag: &'static str, paths: &'_ [PathBuf]| paths.iter().map(move |p| (flag, p.clone())).collect();
+        let all: [Vec<(&str, PathBuf)>; 2] =
+            [flagged("--tls-cert", &self.tls_cert), flagged("--tls-key", &self.tls_key)];
+        for (flag, path) in all.iter().flatten() {
             let text = std::fs::read_to_string(path).map_err(|e| {
                 Failure::Refused(format!("{flag} {}: {e}; name a PEM file this user can read", path.display()))
             })?;
@@ -101,12 +122,13 @@ impl TlsArgs {
                 return Err(Failure::Refused(format!("{flag} {}: not PEM; convert it with openssl", path.display())));
             }
         }
-        Ok(Some(Tls { cert: cert.clone(), key: key.clone() }))
+        let mut pairs = self.tls_cert.iter().cloned().zip(self.tls_key.iter().cloned());
+        Ok(pairs.next().map(|(cert, key)| Tls { cert, key, more: pairs.collect() }))
     }
 }
 
 /// The folder for a role's data: the one given, or its own under the user's data folder.
-fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
     match given {
         Some(path) => std::path::absolute(path).map_err(|e| Failure::Usage(format!("--data {}: {e}", path.display()))),
         None => directories::ProjectDirs::from("", "", "lattice")
@@ -115,7 +137,7 @@ fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
     }
 }
 
-fn lattice_name(text: &str) -> Result<LatticeName, String> {
+pub(crate) fn lattice_name(text: &str) -> Result<LatticeName, String> {
     text.parse().map_err(|e: proto::app::Invalid| e.to_string())
 }
 

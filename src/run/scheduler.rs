@@ -1,5 +1,6 @@
 //! `lattice scheduler`: a scheduler as a process of its own.
 
+use super::admin::AdminArgs;
 use super::start::{self, SchedulerConfig};
 use super::{NatsArgs, TlsArgs, banner, begin, data_dir, listen, next};
 use crate::context::API_DEFAULT;
@@ -57,6 +58,17 @@ pub(crate) struct SchedulerArgs {
     /// Join to learn only: it votes when it is promoted
     #[arg(long, requires = "join", help_heading = "Several schedulers")]
     standby: bool,
+    /// Remove one that was not reached for so long, when another stands by that can take its place; 0s: never
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = crate::duration::parse, help_heading = "Several schedulers")]
+    replace_after: std::time::Duration,
+    /// Demand a token of who uses the API, on loopback too; beyond loopback it always is demanded
+    #[arg(long)]
+    require_token: bool,
+    /// Apply commands up to this version only, as an older build: for tests of mixed versions
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u32).range(1..))]
+    vocabulary: Option<u32>,
+    #[command(flatten)]
+    admin: AdminArgs,
     /// NATS server of the lattice; several with commas
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true, help_heading = "Bus")]
     nats: Vec<String>,
@@ -70,26 +82,56 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
     let tls = args.tls.check()?;
     listen::check("--api", args.api, tls.is_some()).map_err(Failure::Usage)?;
     let has_tls = tls.is_some();
+    if tls.as_ref().is_some_and(|tls| !tls.more.is_empty()) {
+        return Err(Failure::Usage("an API has one certificate: give --tls-cert once".into()));
+    }
+    if let Some(admin) = args.admin.admin {
+        listen::check("--admin", admin, has_tls).map_err(Failure::Usage)?;
+    }
     let data = data_dir(args.data.as_deref(), "scheduler")?;
     let bus = args.nats_more.config(args.nats.clone(), "lattice scheduler".into(), args.lattice.clone());
+    let vocabulary = args.vocabulary.unwrap_or(scheduler::state::VERSION);
     let join = match (&args.join, &args.token) {
         (Some(addr), Some(token)) => {
-            Some(peer::Join { addr: addr.clone(), token: token.clone(), standby: args.standby })
+            Some(peer::Join { addr: addr.clone(), token: token.clone(), standby: args.standby, vocabulary })
         }
         _ => None,
     };
     let advertise = args.peer_advertise.clone();
-    let peer = args.peer_listen.map(|listen| peer::Config { listen, advertise, join });
-    let config = SchedulerConfig { bus, data: data.clone(), api: args.api, tls, id: args.id.unwrap_or(1), peer };
+    let peer =
+        args.peer_listen.map(|listen| peer::Config { listen, advertise, join, replace_after: args.replace_after });
+    let wants_token = args.require_token;
+    let (id, api) = (args.id.unwrap_or(1), args.api);
+    let demands_token = wants_token || !args.api.ip().to_canonical().is_loopback();
+    let config = SchedulerConfig {
+        bus,
+        data: data.clone(),
+        api,
+        tls,
+        wants_token,
+        vocabulary,
+        id,
+        peer,
+        admin: args.admin.admin,
+    };
     let Some(serving) = begin(Box::pin(start::scheduler(config))).await? else { return Ok(()) };
     let running = &serving.running;
     let api = running.api.map(|api| api.to_string()).unwrap_or_default();
     let (id, peer) = running.scheduler.clone().unwrap_or_default();
     let mut fields = vec![("api", api.clone()), ("bus", running.bus.clone())];
     fields.extend(peer.map(|peer| ("peer", peer)));
+    let scheme = if has_tls { "https" } else { "http" };
+    fields.extend(running.admin.map(|at| ("admin", format!("{scheme}://{at}"))));
     fields.push(("data", data.display().to_string()));
+    let token = data.join(scheduler::api::OWN_TOKEN);
+    if demands_token {
+        fields.push(("token", token.display().to_string()));
+    }
     banner(&format!("scheduler {id} of lattice {:?} is up", args.lattice.as_str()), &fields)?;
-    let reach = if has_tls { format!("--api https://{api} --ca FILE") } else { format!("--api {api}") };
+    let mut reach = if has_tls { format!("--api https://{api} --ca FILE") } else { format!("--api {api}") };
+    if demands_token {
+        reach.push_str(&format!(" --token-file {}", token.display()));
+    }
     next(&format!("lattice get hosts {reach}"), "(Ctrl-C ends the scheduler)")?;
     serving.serve().await
 }

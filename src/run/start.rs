@@ -3,6 +3,7 @@
 
 use crate::failure::Failure;
 use crate::run::Tls;
+use crate::run::admin::{self, Part, Told};
 #[cfg(feature = "host")]
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,6 +24,8 @@ pub(crate) struct UpConfig {
     pub(crate) bus: UpBus,
     pub(crate) api: SocketAddr,
     pub(crate) ingress: SocketAddr,
+    pub(crate) access_log: Option<host::ingress::AccessTarget>,
+    pub(crate) admin: Option<SocketAddr>,
     /// For the API and the ingress; `None` only when both are on loopback.
     pub(crate) tls: Option<Tls>,
     pub(crate) name: String,
@@ -47,9 +50,14 @@ pub(crate) struct SchedulerConfig {
     pub(crate) api: SocketAddr,
     /// `None` only when the API is on loopback.
     pub(crate) tls: Option<Tls>,
+    /// Whether the API wants a token on loopback too.
+    pub(crate) wants_token: bool,
+    /// The newest version of log commands that it applies.
+    pub(crate) vocabulary: u32,
     /// Its id among the schedulers if it is the first one.
     pub(crate) id: u64,
     pub(crate) peer: Option<scheduler::peer::Config>,
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 #[cfg(feature = "host")]
@@ -60,6 +68,8 @@ pub(crate) struct HostConfig {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) ingress: Option<SocketAddr>,
+    pub(crate) access_log: Option<host::ingress::AccessTarget>,
+    pub(crate) admin: Option<SocketAddr>,
     /// `None` only when there is no ingress beyond loopback.
     pub(crate) tls: Option<Tls>,
     pub(crate) policy: proto::policy::Policy,
@@ -80,6 +90,8 @@ pub(crate) struct Running {
     /// The host's id.
     #[cfg(feature = "host")]
     pub(crate) host: Option<String>,
+    /// Where health and metrics are told.
+    pub(crate) admin: Option<SocketAddr>,
     /// Each ends when `stop` is cancelled; one that ends before it ends the process.
     pub(crate) parts: JoinSet<anyhow::Result<()>>,
     pub(crate) stop: CancellationToken,
@@ -96,6 +108,18 @@ impl Running {
                 () = ended => anyhow::bail!("{name} ended by itself; see the log above"),
             }
         });
+    }
+
+    /// Answers on `at` what is to be told, until the process ends.
+    #[cfg(any(feature = "host", feature = "scheduler"))]
+    async fn tell(&mut self, at: SocketAddr, tls: Option<&Tls>, told: Told) -> anyhow::Result<()> {
+        let (at, serving) = admin::start(at, tls, told, self.stop.clone()).await?;
+        self.admin = Some(at);
+        self.parts.spawn(async move {
+            serving.await;
+            Ok(())
+        });
+        Ok(())
     }
 
     /// Waits until a part has ended by itself, and says why. Safe to drop while it waits.
@@ -133,8 +157,11 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         data: config.data.join("scheduler"),
         api: config.api,
         tls: config.tls.clone(),
+        wants_token: false,
+        vocabulary: scheduler::state::VERSION,
         id: 1,
         peer: None,
+        admin: None,
     })
     .await?;
     let host = start_host(HostConfig {
@@ -143,7 +170,9 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         name: config.name,
         labels: config.labels,
         ingress: Some(config.ingress),
-        tls: config.tls,
+        access_log: config.access_log,
+        admin: None,
+        tls: config.tls.clone(),
         policy: config.policy,
     })
     .await?;
@@ -154,6 +183,12 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         host: Some(host.0.id().to_string()),
         ..Running::default()
     };
+    if let Some(at) = config.admin {
+        let mut told = Told::new();
+        tell_scheduler(&mut told, &scheduler.0);
+        tell_host(&mut told, &host.0);
+        running.tell(at, config.tls.as_ref(), told).await?;
+    }
     let stop = running.stop.clone();
     running.guard("the scheduler", scheduler.0.ended());
     running.guard("the host", host.0.ended());
@@ -161,6 +196,8 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         stop.cancelled().await;
         // The host is no less part of the lattice for the night: it does not leave.
         host.0.shutdown(false).await;
+        // Blocks until the spans are sent, or can not be.
+        let _ = tokio::task::spawn_blocking(host::spans::shutdown).await;
         scheduler.0.shutdown().await;
         host.1.close().await;
         scheduler.1.close().await;
@@ -175,6 +212,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
 #[cfg(feature = "scheduler")]
 pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running> {
     let urls = shown(&config.bus.urls);
+    let (admin, tls) = (config.admin, config.tls.clone());
     let (scheduler, bus) = start_scheduler(config).await?;
     let mut running = Running {
         api: Some(scheduler.api()),
@@ -182,6 +220,11 @@ pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running
         bus: urls,
         ..Running::default()
     };
+    if let Some(at) = admin {
+        let mut told = Told::new();
+        tell_scheduler(&mut told, &scheduler);
+        running.tell(at, tls.as_ref(), told).await?;
+    }
     let stop = running.stop.clone();
     running.guard("the scheduler", scheduler.ended());
     running.parts.spawn(async move {
@@ -196,14 +239,22 @@ pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running
 #[cfg(feature = "host")]
 pub(crate) async fn host(config: HostConfig) -> anyhow::Result<Running> {
     let urls = shown(&config.bus.urls);
+    let (admin, tls) = (config.admin, config.tls.clone());
     let (agent, bus) = start_host(config).await?;
     let mut running =
         Running { bus: urls, ingress: agent.ingress(), host: Some(agent.id().to_string()), ..Running::default() };
+    if let Some(at) = admin {
+        let mut told = Told::new();
+        tell_host(&mut told, &agent);
+        running.tell(at, tls.as_ref(), told).await?;
+    }
     let stop = running.stop.clone();
     running.guard("the host", agent.ended());
     running.parts.spawn(async move {
         stop.cancelled().await;
         agent.shutdown(true).await;
+        // Blocks until the spans are sent, or can not be.
+        let _ = tokio::task::spawn_blocking(host::spans::shutdown).await;
         bus.close().await;
         Ok(())
     });
@@ -217,31 +268,80 @@ async fn start_scheduler(config: SchedulerConfig) -> anyhow::Result<(scheduler::
         id: config.id,
         lattice: config.bus.lattice,
         data: config.data,
-        api: scheduler::api::Config { listen: config.api, tls: config.tls.map(|t| (t.cert, t.key)) },
+        api: scheduler::api::Config {
+            listen: config.api,
+            tls: config.tls.map(|t| (t.cert, t.key)),
+            wants_token: config.wants_token,
+        },
         peer: config.peer,
         timers: scheduler::plan::Config::default(),
         log_bytes_max: LOG_BYTES_MAX,
+        vocabulary: config.vocabulary,
     };
     Ok((scheduler::Scheduler::start(config, bus.clone()).await?, bus))
 }
 
+/// Sends spans to a collector, if the environment names one.
+#[cfg(all(feature = "host", feature = "otel"))]
+fn record(config: &HostConfig) -> anyhow::Result<()> {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let endpoints = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+    let off = set("OTEL_SDK_DISABLED").is_some_and(|v| v.eq_ignore_ascii_case("true"))
+        || set("OTEL_TRACES_EXPORTER").is_some_and(|v| v == "none");
+    let Some((name, endpoint)) = endpoints.iter().find_map(|name| Some((*name, set(name)?))).filter(|_| !off) else {
+        return Ok(());
+    };
+    let protocol = set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| set("OTEL_EXPORTER_OTLP_PROTOCOL"));
+    if let Some(other) = protocol.filter(|p| p != "grpc") {
+        anyhow::bail!(
+            "OTEL_EXPORTER_OTLP_PROTOCOL={other}: spans are sent by grpc only; set grpc, and its port (4317)"
+        );
+    }
+    if !endpoint.starts_with("http://") {
+        anyhow::bail!("{name}={endpoint}: spans are sent in the clear; name a collector near by, http://HOST:4317");
+    }
+    let attributes = [
+        ("host.name", config.name.clone()),
+        ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("lattice.name", config.bus.lattice.to_string()),
+    ];
+    host::spans::start("lattice-host", &attributes).map_err(|e| anyhow::anyhow!("{name}={endpoint}: {e}"))
+}
+
 #[cfg(feature = "host")]
 async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, bus::Bus)> {
+    #[cfg(feature = "otel")]
+    record(&config)?;
     let bus = bus::Bus::connect(&config.bus).await?;
-    let tls = config.tls.map(|t| (t.cert, t.key));
+    let tls = config.tls.map(|tls| tls.pairs()).unwrap_or_default();
+    let access_log = config.access_log;
     let agent = host::agent::Agent::start(
         host::agent::Config {
             lattice: config.bus.lattice.clone(),
             data: config.data,
             name: config.name,
             labels: config.labels,
-            ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls }),
+            ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls, access_log }),
             policy: config.policy,
         },
         bus.clone(),
     )
     .await?;
     Ok((agent, bus))
+}
+
+#[cfg(feature = "scheduler")]
+fn tell_scheduler(told: &mut Told, scheduler: &scheduler::Scheduler) {
+    let (live, ready) = (scheduler.health(), scheduler.health());
+    let part = Part { name: "scheduler", live: Box::new(move || live.live()), ready: Box::new(move || ready.ready()) };
+    told.add(part, scheduler.metrics());
+}
+
+#[cfg(feature = "host")]
+fn tell_host(told: &mut Told, agent: &host::agent::Agent) {
+    let (live, ready) = (agent.health(), agent.health());
+    let part = Part { name: "host", live: Box::new(move || live.live()), ready: Box::new(move || ready.ready()) };
+    told.add(part, agent.metrics());
 }
 
 /// URLs without what stands before an `@`: that may be a password.

@@ -1,5 +1,7 @@
 //! `lattice up`: broker, scheduler, host, ingress and API in one process, and the apps given with it.
 
+use super::access::AccessArgs;
+use super::admin::AdminArgs;
 use super::policy::PolicyArgs;
 use super::start::{self, UpBus, UpConfig};
 use super::{NatsArgs, Tls, TlsArgs, banner, begin, data_dir, labels, listen, next};
@@ -11,7 +13,7 @@ use crate::{apply, duration, follow, print};
 use clap::Args;
 use proto::app::LatticeName;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Debug, Args)]
@@ -51,6 +53,10 @@ pub(crate) struct UpArgs {
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = labels::parse)]
     labels: Vec<labels::Label>,
     #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    admin: AdminArgs,
+    #[command(flatten)]
     policy: PolicyArgs,
     /// How long to wait for the apps given: 500ms, 30s, 2m, 1h
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse)]
@@ -75,16 +81,15 @@ pub(crate) async fn run(args: &UpArgs) -> Result<(), Failure> {
     let api = running.api.unwrap_or(args.api);
     let scheme = if tls.is_some() { "https" } else { "http" };
     let ingress = running.ingress.map(|at| format!("{scheme}://{at}")).unwrap_or_default();
-    banner(
-        &format!("lattice {:?} is up", args.lattice.as_str()),
-        &[
-            ("api", api.to_string()),
-            ("bus", format!("{}{}", running.bus, if embedded { "   (embedded broker)" } else { "" })),
-            ("ingress", ingress),
-            ("host", format!("{name}   {}", running.host.as_deref().unwrap_or_default())),
-            ("data", data.display().to_string()),
-        ],
-    )?;
+    let mut fields = vec![
+        ("api", api.to_string()),
+        ("bus", format!("{}{}", running.bus, if embedded { "   (embedded broker)" } else { "" })),
+        ("ingress", ingress),
+        ("host", format!("{name}   {}", running.host.as_deref().unwrap_or_default())),
+        ("data", data.display().to_string()),
+    ];
+    fields.extend(running.admin.map(|at| ("admin", format!("{scheme}://{at}"))));
+    banner(&format!("lattice {:?} is up", args.lattice.as_str()), &fields)?;
     let mut url = None;
     if !local.files.is_empty() {
         let applied = tokio::select! {
@@ -94,7 +99,7 @@ pub(crate) async fn run(args: &UpArgs) -> Result<(), Failure> {
                 serving.stop().await?;
                 return told;
             }
-            applied = apply_own(&local, own(api, tls.as_ref()), args.timeout) => applied,
+            applied = apply_own(&local, own(api, tls.as_ref(), &data), args.timeout) => applied,
         };
         match applied {
             Ok(found) => url = found,
@@ -112,6 +117,9 @@ fn config(args: &UpArgs) -> Result<UpConfig, Failure> {
     let tls = args.tls.check()?;
     listen::check("--api", args.api, tls.is_some()).map_err(Failure::Usage)?;
     listen::check("--ingress", args.ingress, tls.is_some()).map_err(Failure::Usage)?;
+    if let Some(admin) = args.admin.admin {
+        listen::check("--admin", admin, tls.is_some()).map_err(Failure::Usage)?;
+    }
     let name = args.name.clone().unwrap_or_else(labels::machine_name);
     let bus = if args.nats.is_empty() {
         listen::check_broker("--bus", args.bus).map_err(Failure::Usage)?;
@@ -128,6 +136,8 @@ fn config(args: &UpArgs) -> Result<UpConfig, Failure> {
         bus,
         api: args.api,
         ingress: args.ingress,
+        access_log: args.access.target(),
+        admin: args.admin.admin,
         tls,
         name,
         labels: labels::collect(&args.labels).map_err(Failure::Usage)?,
@@ -136,14 +146,17 @@ fn config(args: &UpArgs) -> Result<UpConfig, Failure> {
 }
 
 /// This process's own API, by the certificate it shows itself.
-fn own(api: SocketAddr, tls: Option<&Tls>) -> Endpoint {
+fn own(api: SocketAddr, tls: Option<&Tls>, data: &Path) -> Endpoint {
     let ip = match api.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
     let trust = tls.map_or(Trust::Plain, |tls| Trust::Pinned(tls.cert.clone()));
-    Endpoint { address: SocketAddr::new(ip, api.port()).to_string(), trust, token: None }
+    // It is there when the API demands one.
+    let token = std::fs::read_to_string(data.join("scheduler").join(scheduler::api::OWN_TOKEN)).ok();
+    let token = token.map(|text| text.trim().to_owned());
+    Endpoint { address: SocketAddr::new(ip, api.port()).to_string(), trust, token }
 }
 
 /// Applies the files through the API, as `lattice apply` does. What is late or failed is told and no reason to end:

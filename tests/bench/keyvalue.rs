@@ -127,6 +127,7 @@ fn link() -> LinkContext {
         name: "default".into(),
         config: BTreeMap::new(),
         deadline,
+        ..LinkContext::default()
     }
 }
 

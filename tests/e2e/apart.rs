@@ -74,7 +74,7 @@ fn an_ingress_serves_an_app_that_runs_on_another_host(broker: Broker) {
     let at = lattice.ingress("a");
     let ask = |method: &str, target: &str, body: &[u8]| {
         let host = "hostile.localhost";
-        http::Request { at, method, host, target, body, deadline: Duration::from_secs(30) }.send().unwrap()
+        http::Request { at, method, host, target, body, more: "", deadline: Duration::from_secs(30) }.send().unwrap()
     };
 
     let headers = ask("GET", "/headers?x=1", b"");

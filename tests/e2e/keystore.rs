@@ -20,7 +20,7 @@ struct Client {
 impl Client {
     fn ask(&self, method: &str, target: &str, body: &[u8]) -> http::Response {
         let (at, host, deadline) = (self.at, self.host, Duration::from_secs(20));
-        http::Request { at, method, host, target, body, deadline }.send().unwrap()
+        http::Request { at, method, host, target, body, more: "", deadline }.send().unwrap()
     }
 
     fn put(&self, target: &str, body: &[u8]) {

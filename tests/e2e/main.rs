@@ -8,20 +8,35 @@
 #![cfg(all(feature = "host", feature = "scheduler"))]
 #![allow(clippy::unwrap_used, reason = "a test that meets what it did not expect shall end")]
 
+mod access;
 mod alone;
+mod among;
 mod apart;
 mod api;
 mod apply;
+mod backup;
 mod bad;
+mod buses;
+#[cfg(target_os = "linux")]
+mod chaos;
 mod garbage;
 mod harness;
 mod hostile;
 mod keystore;
+mod languages;
+mod later;
 mod look;
 mod lost;
 mod moving;
+mod other;
 #[cfg(target_os = "linux")]
 mod power;
+mod programs;
+mod reads;
 mod registry;
 mod schedulers;
+#[cfg(feature = "otel")]
+mod tracing;
+mod versions;
 mod walls;
+mod watching;

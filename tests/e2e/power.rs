@@ -2,16 +2,12 @@
 //! gone. What was acknowledged must not be. Needs root, a loop device and mkfs.ext4; without them it says so at the end
 //! of the run.
 
-use crate::harness::{PROGRAM, Process, SOON, alone, clean, http, leave_out, manifests, until};
+use crate::harness::{Disk, PROGRAM, Process, SOON, alone, clean, http, leave_out, manifests, until};
 use serde_json::Value;
-use std::fs::File;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tempfile::TempDir;
 
 /// How long it writes before each cut.
 const WRITING_MS: [u64; 8] = [150, 700, 40, 330, 1_100, 90, 480, 250];
@@ -19,7 +15,7 @@ const KEYS: usize = 4;
 
 #[test]
 fn what_was_acknowledged_survives_power_cuts() {
-    alone(|| match Disk::make() {
+    alone(|| match Disk::make(256) {
         Err(why) => {
             leave_out(&format!("power cuts on a real file system (root, loop devices and mkfs.ext4 are needed): {why}"))
         }
@@ -33,7 +29,7 @@ fn cut_again_and_again(mut disk: Disk) {
     up.ok(&["apply", &manifests::counter().display().to_string()]);
     let mut acknowledged = Acknowledged::default();
     for (round, ms) in WRITING_MS.into_iter().enumerate() {
-        let unsynced = disk.mount.join("unsynced");
+        let unsynced = disk.path().join("unsynced");
         up.write_until_cut(&mut acknowledged, &disk, Duration::from_millis(ms), || {
             std::fs::write(&unsynced, [7; 100_000]).unwrap();
         });
@@ -69,11 +65,11 @@ struct Up {
 impl Up {
     fn start(disk: &Disk) -> Self {
         let mut command = Command::new(PROGRAM);
-        clean(&mut command).args(["up", "--name", "a", "--data"]).arg(disk.mount.join("data"));
+        clean(&mut command).args(["up", "--name", "a", "--data"]).arg(disk.path().join("data"));
         for port in ["--api", "--bus", "--ingress"] {
             command.args([port, "127.0.0.1:0"]);
         }
-        let mut process = Process::spawn("up", disk.dir.path(), &mut command);
+        let mut process = Process::spawn("up", disk.beside(), &mut command);
         let ingress = process.field("ingress").trim_start_matches("http://").parse().unwrap();
         Self { api: process.field("api"), ingress, process }
     }
@@ -153,64 +149,4 @@ fn kill(process: &Process) {
     let killed = Command::new("kill").args(["-KILL", &process.pid().to_string()]).status();
     // It may have ended by itself: its disk is gone.
     let _ = killed;
-}
-
-/// An ext4 in a file.
-struct Disk {
-    dir: TempDir,
-    mount: PathBuf,
-    is_mounted: bool,
-}
-
-const EXT4_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587d;
-/// The journal is not flushed first.
-static NO_LOG_FLUSH: u32 = 2;
-
-impl Disk {
-    fn make() -> Result<Self, String> {
-        let dir = tempfile::Builder::new().prefix("lattice-power-").tempdir().unwrap();
-        let mount = dir.path().join("mount");
-        std::fs::create_dir(&mount).unwrap();
-        let image = dir.path().join("image");
-        File::create(&image).and_then(|file| file.set_len(256 << 20)).unwrap();
-        run(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
-        let mut disk = Self { dir, mount, is_mounted: false };
-        disk.mount()?;
-        Ok(disk)
-    }
-
-    fn mount(&mut self) -> Result<(), String> {
-        run(Command::new("mount").args(["-o", "loop"]).arg(self.dir.path().join("image")).arg(&self.mount))?;
-        self.is_mounted = true;
-        Ok(())
-    }
-
-    fn unmount(&mut self) {
-        let mount = self.mount.clone();
-        until("it is unmounted", SOON, || run(Command::new("umount").arg(&mount)).ok());
-        self.is_mounted = false;
-    }
-
-    /// From now on nothing reaches it.
-    fn cut(&self) {
-        let folder = File::open(&self.mount).unwrap();
-        #[allow(unsafe_code, reason = "no safe call of this ioctl is known; it reads the number that it is given")]
-        let failed = unsafe { libc::ioctl(folder.as_raw_fd(), EXT4_IOC_SHUTDOWN as _, &raw const NO_LOG_FLUSH) };
-        assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if self.is_mounted {
-            let _ = run(Command::new("umount").arg("--lazy").arg(&self.mount));
-        }
-    }
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let name = command.get_program().display().to_string();
-    let output = command.output().map_err(|e| format!("{name}: {e}"))?;
-    let says = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if output.status.success() { Ok(()) } else { Err(format!("{name}: {says}")) }
 }

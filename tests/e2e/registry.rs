@@ -1,6 +1,7 @@
 //! Components in a real OCI registry: pushed, applied from there by tag and by digest, pulled; and what a registry may
 //! refuse, lose or damage.
 
+use crate::harness::manifests::Hello;
 use crate::harness::{Broker, Lattice, PROGRAM, Process, SOON, clean, file, http, leave_out, run, until};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ fn from_a_registry(broker: Broker) {
         ("schemed", format!("oci://{}", registry.reference("acme/hello:1"))),
         ("pinned", pinned.clone()),
     ] {
-        lattice.apply(&lattice.write(&format!("{name}.yaml"), manifest(name, &image)));
+        lattice.apply(&app(name, &image).write(&lattice));
         let answer = until("it answers", SOON, || http::answers(lattice.ingress("a"), &format!("{name}.localhost")));
         assert_eq!(answer.text(), "Hello from lattice!\n");
     }
@@ -38,7 +39,7 @@ fn from_a_registry(broker: Broker) {
     let index = || lattice.cli(&["status", "-o", "json"]).json()["index"].as_u64().unwrap();
     let before = index();
     let refused = |image: &str, says: &[&str]| {
-        let path = lattice.write("wrong.yaml", manifest("wrong", image));
+        let path = app("wrong", image).write(&lattice);
         let cli = lattice.cli(&["apply", &path.display().to_string()]);
         assert_eq!(cli.code, 1, "{image}: {cli:#?}");
         // Long lines are wrapped for people.
@@ -103,23 +104,6 @@ fn what_is_no_component_is_not_pushed() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && stderr.contains(says), "{stderr}");
     }
-}
-
-fn manifest(name: &str, image: &str) -> String {
-    format!(
-        "apiVersion: core.oam.dev/v1beta1
-kind: Application
-metadata: {{name: {name}}}
-spec:
-  components:
-    - name: hello
-      type: actor
-      properties: {{image: \"{image}\"}}
-      traits:
-        - type: ingress
-          properties: {{host: {name}.localhost}}
-"
-    )
 }
 
 /// A registry on a port of its choice.
@@ -194,4 +178,9 @@ impl Registry {
 fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// The hello component by a reference, reached by a host name that begins with the app's.
+fn app(name: &'static str, image: &str) -> Hello {
+    Hello { name, image: image.to_owned(), host: format!("{name}.localhost"), ..Hello::default() }
 }

@@ -1,14 +1,8 @@
 //! Three schedulers, each a process of its own: any of them is asked, the leader dies or is told to end, disks are lost,
 //! members are removed and replaced. On nats-server only: the embedded broker belongs to a lattice in one process.
 
-use crate::harness::{Broker, NatsServer, PROGRAM, Process, SOON, clean, http, manifests, run, until};
-use serde_json::Value;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use crate::harness::{Broker, Cluster, SOON, finish, http, run, throughout, until};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 #[test]
 fn the_leader_dies_and_the_others_go_on() {
@@ -26,207 +20,18 @@ fn a_lost_disk_is_replaced_under_a_new_id() {
 }
 
 #[test]
+fn all_of_them_come_back_at_new_addresses() {
+    run("all_of_them_come_back_at_new_addresses", Broker::Nats, |_| all_move());
+}
+
+#[test]
+fn one_that_stands_by_replaces_one_that_is_gone_for_long() {
+    run("one_that_stands_by_replaces_one_that_is_gone_for_long", Broker::Nats, |_| gone_for_long());
+}
+
+#[test]
 fn who_joins_or_leaves_wrongly_is_told_so() {
     run("who_joins_or_leaves_wrongly_is_told_so", Broker::Nats, |_| wrong_ways());
-}
-
-struct Scheduler {
-    process: Option<Process>,
-    api: String,
-    peer: String,
-    data: PathBuf,
-}
-
-struct Cluster {
-    schedulers: BTreeMap<u64, Scheduler>,
-    hosts: BTreeMap<String, (Process, Option<SocketAddr>)>,
-    nats: NatsServer,
-    // Last, so that it goes when all who write there have ended.
-    dir: Option<TempDir>,
-}
-
-/// How one command ended: exit code, stdout, stderr.
-type Ended = (i32, String, String);
-
-fn finish(command: &mut Command) -> Ended {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (status.code().unwrap_or(-1), text(stdout), text(stderr))
-}
-
-impl Cluster {
-    /// `count` schedulers, of whom all vote.
-    fn start(count: u64) -> Self {
-        let dir = tempfile::Builder::new().prefix("lattice-e2e-").tempdir().unwrap();
-        let nats = NatsServer::start(dir.path(), 0);
-        let mut cluster = Self { schedulers: BTreeMap::new(), hosts: BTreeMap::new(), nats, dir: Some(dir) };
-        cluster.start_scheduler("one", &[]);
-        for name in ["two", "three", "four"].iter().take(usize::try_from(count).unwrap() - 1) {
-            cluster.join(name);
-        }
-        let ids: Vec<u64> = (1..=count).collect();
-        cluster.until_ready(&ids);
-        cluster
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.as_ref().unwrap().path()
-    }
-
-    fn command(&self, name: &str, data: &Path, more: &[&str]) -> (String, Command) {
-        let mut command = Command::new(PROGRAM);
-        let bus = format!("nats://127.0.0.1:{}", self.nats.port());
-        command.args(["scheduler", "--api", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--nats", &bus, "--data"]);
-        command.arg(data).args(more);
-        clean(&mut command);
-        (format!("scheduler-{name}"), command)
-    }
-
-    /// Starts a scheduler on `<dir>/<name>`; gives its id. Every start is at another address.
-    fn start_scheduler(&mut self, name: &str, more: &[&str]) -> u64 {
-        let data = self.path().join(name);
-        let (name, mut command) = self.command(name, &data, more);
-        let mut process = Process::spawn(&name, self.path(), &mut command);
-        let (api, peer) = (process.field("api"), process.field("peer"));
-        let id = process.stdout().split_whitespace().nth(1).and_then(|id| id.parse().ok());
-        let id = id.unwrap_or_else(|| panic!("no id: {}", process.stdout()));
-        self.schedulers.insert(id, Scheduler { process: Some(process), api, peer, data });
-        id
-    }
-
-    /// A new scheduler joins, by one that need not lead.
-    fn join(&mut self, name: &str) -> u64 {
-        let by = *self.schedulers.iter().rfind(|(_, s)| s.process.is_some()).unwrap().0;
-        let token = self.ok(by, &["schedulers", "token"]);
-        let at = self.schedulers[&by].peer.clone();
-        self.start_scheduler(name, &["--join", &at, "--token", token.trim()])
-    }
-
-    fn restart(&mut self, id: u64) {
-        let name = self.schedulers[&id].data.file_name().unwrap().to_str().unwrap().to_owned();
-        assert_eq!(self.start_scheduler(&name, &[]), id);
-    }
-
-    fn process(&mut self, id: u64) -> &mut Process {
-        self.schedulers.get_mut(&id).unwrap().process.as_mut().expect("it runs")
-    }
-
-    fn kill(&mut self, id: u64) {
-        self.schedulers.get_mut(&id).unwrap().process.take().expect("it runs").kill();
-    }
-
-    fn add_host(&mut self, name: &str, has_ingress: bool) {
-        let mut command = Command::new(PROGRAM);
-        let bus = format!("nats://127.0.0.1:{}", self.nats.port());
-        command.args(["host", "--name", name, "--nats", &bus, "--data"]).arg(self.path().join(format!("host-{name}")));
-        if has_ingress {
-            command.args(["--ingress", "127.0.0.1:0"]);
-        }
-        let mut process = Process::spawn(&format!("host-{name}"), self.path(), clean(&mut command));
-        let ingress = has_ingress.then(|| {
-            let url = process.field("ingress");
-            url.strip_prefix("http://").unwrap().parse().unwrap()
-        });
-        process.field("id");
-        self.hosts.insert(name.into(), (process, ingress));
-    }
-
-    fn ingress(&self, host: &str) -> SocketAddr {
-        self.hosts[host].1.unwrap()
-    }
-
-    /// Asks one scheduler.
-    fn cli(&self, id: u64, args: &[&str]) -> Ended {
-        let mut command = Command::new(PROGRAM);
-        finish(clean(&mut command).env("LATTICE_API", &self.schedulers[&id].api).args(args).current_dir(self.path()))
-    }
-
-    fn ok(&self, id: u64, args: &[&str]) -> String {
-        let (code, stdout, stderr) = self.cli(id, args);
-        assert_eq!(code, 0, "lattice {} at scheduler {id}: {stdout}{stderr}", args.join(" "));
-        stdout
-    }
-
-    /// Exit code 1, and what was said.
-    fn refused(&self, id: u64, args: &[&str]) -> String {
-        let (code, stdout, stderr) = self.cli(id, args);
-        assert_eq!((code, stdout.as_str()), (1, ""), "lattice {} at scheduler {id}: {stderr}", args.join(" "));
-        stderr
-    }
-
-    fn items(&self, id: u64, args: &[&str]) -> Vec<Value> {
-        let list: Value = serde_json::from_str(&self.ok(id, args)).unwrap();
-        list["items"].as_array().unwrap().clone()
-    }
-
-    fn list(&self, id: u64) -> Vec<Value> {
-        self.items(id, &["schedulers", "list", "-o", "json"])
-    }
-
-    fn alive(&self) -> Vec<u64> {
-        self.schedulers.iter().filter(|(_, s)| s.process.is_some()).map(|(id, _)| *id).collect()
-    }
-
-    /// Waits until these, and only these, are schedulers that vote and have everything, as each of them sees it.
-    fn until_ready(&self, ids: &[u64]) {
-        for id in ids {
-            let mut last = Vec::new();
-            let end = Instant::now() + SOON;
-            loop {
-                let ready = |item: &Value| {
-                    item["state"] == "ready" && ["leader", "voter"].contains(&item["role"].as_str().unwrap())
-                };
-                let listed = last.iter().map(|item: &Value| item["id"].as_u64().unwrap());
-                if listed.eq(ids.iter().copied()) && last.iter().all(ready) {
-                    break;
-                }
-                assert!(Instant::now() < end, "schedulers {ids:?} are not ready, {id} says: {last:#?}");
-                std::thread::sleep(Duration::from_millis(50));
-                last = self.list(*id);
-            }
-        }
-    }
-
-    /// The leader, as somebody who lives sees it.
-    fn leader(&self) -> u64 {
-        let by = self.alive()[0];
-        until("there is a leader", SOON, || {
-            let list = self.list(by);
-            list.iter().find(|item| item["role"] == "leader")?["id"].as_u64()
-        })
-    }
-
-    fn replicas(&self, id: u64, app: &str) -> u64 {
-        let apps = self.items(id, &["get", "apps", "-o", "json"]);
-        let app = apps.iter().find(|item| item["name"] == app).unwrap_or_else(|| panic!("no {app} at {id}: {apps:?}"));
-        app["desired"].as_u64().unwrap()
-    }
-
-    fn manifest(&self, name: &str, path: &str, replicas: u32) -> String {
-        let hello = manifests::Hello { replicas, ..Default::default() };
-        let text = manifests::change(&hello.text(), "metadata: {name: hello}", &format!("metadata: {{name: {name}}}"));
-        let text = manifests::change(&text, "path: /\n", &format!("path: {path}\n"));
-        let file = self.path().join(format!("{name}.yaml"));
-        std::fs::write(&file, text).unwrap();
-        file.display().to_string()
-    }
-
-    fn until_hosts(&self, id: u64, count: usize) {
-        until("hosts are ready", SOON, || {
-            let hosts = self.items(id, &["get", "hosts", "-o", "json"]);
-            (hosts.iter().filter(|host| host["state"] == "ready").count() == count).then_some(())
-        });
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Some(dir) = self.dir.take()
-        {
-            eprintln!("--- logs and data are kept in {}", dir.keep().display());
-        }
-    }
 }
 
 fn leader_dies() {
@@ -294,7 +99,11 @@ fn leader_ends() {
         let other = cluster.alive().into_iter().find(|id| *id != old).unwrap();
         let mut process = cluster.schedulers.get_mut(&old).unwrap().process.take().unwrap();
         let ending = std::thread::spawn(move || {
-            process.interrupt();
+            if round % 2 == 0 {
+                process.terminate();
+            } else {
+                process.interrupt();
+            }
             process.stderr()
         });
         // Somebody writes all the while.
@@ -350,6 +159,54 @@ fn disk_lost() {
     cluster.kill(gone);
     cluster.ok(new, &["scale", "after/hello", "3"]);
     assert_eq!(cluster.replicas(other, "after"), 3);
+}
+
+fn all_move() {
+    let mut cluster = Cluster::start(3);
+    cluster.ok(1, &["apply", "--detach", &cluster.manifest("before", "/before", 1)]);
+    let before: Vec<String> = cluster.schedulers.values().map(|s| s.peer.clone()).collect();
+    for id in 1..=3 {
+        cluster.kill(id);
+    }
+    // Nobody is where anybody was told to look: they find each other on the bus.
+    for id in 1..=3 {
+        cluster.restart(id);
+    }
+    let moved = cluster.schedulers.values().filter(|s| !before.contains(&s.peer)).count();
+    assert!(moved >= 2, "port 0 gave old ports again");
+    cluster.until_ready(&[1, 2, 3]);
+    assert_eq!(cluster.replicas(2, "before"), 1);
+    cluster.ok(3, &["scale", "before/hello", "2"]);
+}
+
+fn gone_for_long() {
+    let mut cluster = Cluster::start_with(3, &["--replace-after", "3s"]);
+    let at = cluster.schedulers[&1].peer.clone();
+    let token = cluster.ok(1, &["schedulers", "token"]);
+    let spare = cluster.start_scheduler("spare", &["--join", &at, "--token", token.trim()]);
+    until("it stands by: three voters are enough", SOON, || {
+        let item = cluster.list(1).into_iter().find(|item| item["id"] == spare)?;
+        (item["role"] == "learner" && item["state"] == "standby").then_some(())
+    });
+    let victim = cluster.alive().into_iter().find(|id| *id != cluster.leader() && *id != spare).unwrap();
+    cluster.kill(victim);
+    let left: Vec<u64> = cluster.alive();
+    cluster.until_ready(&left);
+    assert!(left.contains(&spare) && left.len() == 3);
+    // One that comes back after that hears that its place is taken, and ends.
+    let name = cluster.schedulers[&victim].data.file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!(cluster.start_scheduler(&name, &[]), victim);
+    let process = cluster.process(victim);
+    until("it has ended", SOON, || (!process.is_alive()).then_some(()));
+    assert!(process.stderr().contains(&format!("scheduler {victim} was removed")), "{}", process.stderr());
+    cluster.schedulers.remove(&victim);
+    // With nobody standing by, nobody is removed, however long one is gone.
+    let other = left.iter().copied().find(|id| *id != cluster.leader()).unwrap();
+    cluster.kill(other);
+    let leader = cluster.leader();
+    throughout("all three are members", Duration::from_secs(6), || cluster.list(leader).len() == 3);
+    cluster.restart(other);
+    cluster.until_ready(&left);
 }
 
 fn wrong_ways() {

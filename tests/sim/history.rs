@@ -254,6 +254,8 @@ fn told(entry: &pb::Entry, outcomes: &[pb::Outcome]) -> String {
             Some(What::PromoteMember(c)) => format!("scheduler {} shall vote", c.id),
             Some(What::RemoveMember(c)) => format!("scheduler {} shall go", c.id),
             Some(What::IssueToken(c)) => format!("a join token until {}", c.expires_ms),
+            Some(What::SetAccess(c)) => format!("token {} may ask", c.name),
+            Some(What::RemoveAccess(c)) => format!("token {} may not ask any more", c.name),
             None => "nothing".into(),
         };
         let id = &command.request_id;

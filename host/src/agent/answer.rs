@@ -1,10 +1,12 @@
 //! The host's ends on the bus: assignments go to the loop, questions are answered here.
 
+use super::jobs::{self, JOBS_MAX, Jobs};
 use super::start::Parts;
 use super::{Command, Identity};
 use bus::{Reason, Refusal, Reply, Request, Serving};
 use prost::Message;
 use proto::v1 as pb;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -17,6 +19,7 @@ const LINES_MAX: usize = 1_000;
 pub(super) struct Ends {
     _assign: Serving,
     _ask: Serving,
+    _job: Serving,
 }
 
 pub(super) async fn serve(
@@ -37,7 +40,14 @@ pub(super) async fn serve(
         async move { ask(&parts, &identity, request).await }
     };
     let ask = parts.bus.serve(subjects.ask(&identity.host), None, ASK_MAX, ask).await?;
-    Ok(Ends { _assign: assign, _ask: ask })
+    let (asked, lattice, jobs) = (parts.clone(), identity.lattice.to_string(), Arc::<Jobs>::default());
+    let job = move |request: Request| {
+        let (parts, lattice, jobs) = (asked.clone(), lattice.clone(), jobs.clone());
+        async move { jobs::answer(&parts, &jobs, &lattice, request).await }
+    };
+    // Each program is asked about by one caller at a time; one more, to be told that there is no room.
+    let job = parts.bus.serve(subjects.job(&identity.host), None, 2 * JOBS_MAX, job).await?;
+    Ok(Ends { _assign: assign, _ask: ask, _job: job })
 }
 
 fn refuse(code: &str, message: impl Into<String>) -> Refusal {

@@ -1,24 +1,30 @@
 //! The host's loop: takes assignments, stores them, makes them so, and says what runs. Needs nothing but the bus; when
 //! the bus is away it runs its last assignment.
 //!
-//! Reading order: `Agent` (start, shutdown), `run` (the loop), `start` (one component), `answer` (questions),
-//! `pulse` (heartbeats), `running` (what is up), `disk` (what is remembered), `away` (where the bus is).
+//! Reading order: `Agent` (start, shutdown), `run` (the loop), `start` (one component), `answer` (questions), `jobs`
+//! (programs), `pulse` (heartbeats), `running` (what is up), `telemetry` (health, metrics), `disk` (what is remembered),
+//! `away` (where the bus is).
 
 mod answer;
 mod away;
 mod disk;
 mod facts;
+mod jobs;
+mod load;
 mod pulse;
 mod run;
 mod running;
 mod start;
-mod tls;
+mod telemetry;
 
-use crate::ingress::{self, Ingress, Nearest, Routes};
+pub use telemetry::Health;
+
+use crate::ingress::{self, Access, Behind, Ingress, Limits, Nearest, Routes, tls};
 use crate::logs::Logs;
 use crate::{artifact, engine};
 use bus::Bus;
 use disk::Disk;
+use prometheus_client::collector::Collector;
 use proto::app::{HostId, LatticeName};
 use proto::policy::Policy;
 use proto::v1 as pb;
@@ -28,10 +34,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use telemetry::{Scrape, Telemetry};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// Bytes of artifacts kept; the oldest that nothing names go first.
+/// Bytes of artifacts kept; at half of it, what nothing names goes at once.
 const ARTIFACT_STORE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// Instances alive at once, cut to what the machine can carry.
 const INSTANCES_MAX: u32 = 1_000;
@@ -52,8 +59,10 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub struct IngressConfig {
     pub listen: SocketAddr,
-    /// Certificate chain and key, PEM files.
-    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Certificate chains and their keys, PEM files; the first is for clients that ask for no name of the others. None:
+    /// no TLS.
+    pub tls: Vec<ingress::tls::Pair>,
+    pub access_log: Option<ingress::AccessTarget>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +78,9 @@ pub enum Error {
     #[error(transparent)]
     Bus(#[from] bus::Error),
     #[error(transparent)]
-    Tls(#[from] tls::Error),
+    Tls(#[from] ingress::tls::Error),
+    #[error(transparent)]
+    AccessLog(#[from] ingress::AccessError),
 }
 
 /// Who this host is, for every message it sends.
@@ -90,7 +101,35 @@ pub struct Agent {
     identity: Identity,
     ingress: Option<SocketAddr>,
     commands: mpsc::Sender<Command>,
+    parts: Parts,
     loop_task: JoinHandle<()>,
+}
+
+/// The way in, as it was asked for.
+async fn listen(
+    config: &IngressConfig,
+    telemetry: &Telemetry,
+    routes: watch::Receiver<Arc<Routes>>,
+    running: Arc<Running>,
+    bus: Bus,
+) -> Result<Ingress, Error> {
+    ingress::check_listen(config.listen, !config.tls.is_empty())?;
+    let served = match config.tls.as_slice() {
+        [] => None,
+        pairs => Some(tls::server(pairs)?),
+    };
+    let access = config.access_log.as_ref().map(Access::open).transpose()?.map(Arc::new);
+    let behind = Behind {
+        routes,
+        dispatch: Arc::new(Nearest::new(running, bus)),
+        access,
+        meter: telemetry.meter.clone(),
+        limits: Limits::default(),
+    };
+    if let Some(served) = &served {
+        let _ = telemetry.certificates.set(served.certificates.clone());
+    }
+    Ok(Ingress::start(config.listen, served.map(|s| s.config), behind).await?)
 }
 
 /// From the ends of the bus, and from those who hold the agent, to the loop.
@@ -111,15 +150,14 @@ impl Agent {
             policy: Arc::new(config.policy),
             bus: away::addresses(&bus).await,
         })?;
-        let artifacts = artifact::Store::open(&config.data.join("artifacts"), ARTIFACT_STORE_BYTES_MAX)?;
+        let artifacts = Arc::new(artifact::Store::open(&config.data.join("artifacts"), ARTIFACT_STORE_BYTES_MAX)?);
+        let share = artifact::Share::new(bus.clone(), artifacts.clone());
+        share.begin().await;
         let running = Arc::new(Running::default());
+        let telemetry = Arc::new(Telemetry::default());
         let (routes, routed) = watch::channel(Arc::new(Routes::default()));
         let ingress = match &config.ingress {
-            Some(c) => {
-                let tls = c.tls.as_ref().map(|(cert, key)| tls::server(cert, key)).transpose()?;
-                let nearest = Arc::new(Nearest::new(running.clone(), bus.clone()));
-                Some(Ingress::start(c.listen, tls, routed, nearest).await?)
-            }
+            Some(config) => Some(listen(config, &telemetry, routed, running.clone(), bus.clone()).await?),
             None => None,
         };
         let addr = ingress.as_ref().map(Ingress::addr);
@@ -130,24 +168,27 @@ impl Agent {
             labels: config.labels,
             facts: facts::find_out(),
             ingress: addr.map(|a| a.to_string()).unwrap_or_default(),
-            ingress_tls: config.ingress.as_ref().is_some_and(|i| i.tls.is_some()),
+            ingress_tls: config.ingress.as_ref().is_some_and(|i| !i.tls.is_empty()),
             host: host.clone(),
         };
         let parts = Parts {
             logs: Logs::start(Some(bus.clone()), host),
             bus,
             engine,
-            artifacts: Arc::new(artifacts),
+            artifacts,
+            share,
             running,
             keyvalue: Arc::default(),
             keyvalue_dir: config.data.join("keyvalue"),
             pulse: Arc::default(),
+            telemetry,
+            doors: Arc::default(),
         };
         let (commands, received) = mpsc::channel(16);
         let ends = answer::serve(&parts, &identity, commands.clone()).await?;
-        let state = run::Loop::new(identity.clone(), parts, disk, routes, ingress, ends);
+        let state = run::Loop::new(identity.clone(), parts.clone(), disk, routes, ingress, ends);
         let loop_task = tokio::spawn(state.run(received));
-        Ok(Self { identity, ingress: addr, commands, loop_task })
+        Ok(Self { identity, ingress: addr, commands, parts, loop_task })
     }
 
     pub fn id(&self) -> &HostId {
@@ -156,6 +197,16 @@ impl Agent {
 
     pub fn name(&self) -> &str {
         &self.identity.name
+    }
+
+    /// Whether it is well, to be asked at any time.
+    pub fn health(&self) -> Health {
+        Health { parts: self.parts.clone(), commands: self.commands.clone() }
+    }
+
+    /// What it counts, for Prometheus.
+    pub fn metrics(&self) -> Box<dyn Collector> {
+        Box::new(Scrape { identity: self.identity.clone(), parts: self.parts.clone() })
     }
 
     /// Where its ingress listens.
@@ -179,3 +230,6 @@ impl Agent {
         let _ = self.loop_task.await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,7 @@ impl Pulse {
         inventory: Vec<pb::Running>,
         fence: (u64, u64),
         leaving: bool,
+        load: Option<pb::Load>,
     ) -> pb::Beat {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let bare: Vec<pb::Running> =
@@ -60,6 +61,7 @@ impl Pulse {
         state.beat.leaving = leaving;
         state.beat.dropped = parts.bus.drops().total();
         state.beat.inventory = Some(pb::Inventory { items: inventory });
+        state.beat.load = load;
         let full = changed || state.beat.seq.is_multiple_of(FULL_EVERY);
         let inventory = if full { state.beat.inventory.clone() } else { None };
         pb::Beat { inventory, ..state.beat.clone() }

@@ -2,10 +2,13 @@
 
 use super::answer::Ends;
 use super::disk::Disk;
+use super::load::Since;
 use super::pulse::{Failure, inventory};
 use super::running::{Instance, What};
 use super::start::Parts;
+use super::telemetry::Progress;
 use super::{Command, Identity};
+use crate::artifact::Unused;
 use crate::assignment::{self, Action, Have, Key, Verdict, Wanted};
 use crate::ingress::{Ingress, Routes};
 use proto::app::Kind;
@@ -23,8 +26,8 @@ const STARTS_MAX: usize = 4;
 const DRAIN: Duration = Duration::from_secs(30);
 /// Time for requests under way when the host ends.
 const SHUTDOWN_DRAIN: Duration = Duration::from_secs(5);
-/// Time between looking an actor up and entering it, at most.
-const LOOKED_UP: Duration = Duration::from_millis(200);
+/// How often it is seen whether somebody who looked an actor up has not entered it yet.
+const LOOKED_UP_POLL: Duration = Duration::from_millis(10);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often expired values are looked for.
@@ -44,6 +47,9 @@ pub(super) struct Loop {
     starting: BTreeMap<Key, u64>,
     failed: BTreeMap<Key, (Failure, u32, Instant)>,
     starts: JoinSet<(Key, Wanted, Result<Instance, String>)>,
+    unused: Unused,
+    /// What the heartbeat before told of the load.
+    since: Since,
     changed: bool,
 }
 
@@ -70,6 +76,8 @@ impl Loop {
             starting: BTreeMap::new(),
             failed: BTreeMap::new(),
             starts: JoinSet::new(),
+            unused: Unused::default(),
+            since: Since::now(),
             changed: true,
         }
     }
@@ -99,6 +107,7 @@ impl Loop {
                 self.changed = true;
             }
             self.reconcile();
+            self.tell_progress();
             if std::mem::take(&mut self.changed) {
                 self.beat(false).await;
             }
@@ -140,11 +149,12 @@ impl Loop {
         }
     }
 
-    async fn beat(&self, leaving: bool) {
+    async fn beat(&mut self, leaving: bool) {
         let fence = self.stored.as_ref().map_or((0, 0), |s| (s.term, s.generation));
         let failed = self.failed.iter().map(|(k, (f, ..))| (k.clone(), f.clone())).collect();
         let items = inventory(&self.parts.running, &self.wanted, &failed);
-        let beat = self.parts.pulse.next(&self.parts, items, fence, leaving);
+        let load = self.since.load(&self.parts.running);
+        let beat = self.parts.pulse.next(&self.parts, items, fence, leaving, load);
         // A beat that waited for the bus would be old news: it is made and dropped.
         if !self.parts.bus.connection().borrow().up {
             return;
@@ -194,11 +204,12 @@ impl Loop {
 
     fn adopt(&mut self, assignment: pb::Assignment) {
         self.wanted = assignment::wanted(&assignment).expect("an assignment is checked before it is adopted");
-        let (routes, refused) = Routes::from_wire(&assignment.routes);
+        let (routes, refused) = Routes::from_wire(&assignment.routes, &self.parts.telemetry.book);
         if refused > 0 {
             tracing::warn!(refused, "routes that this host can not read were left out; update it");
         }
-        self.routes.send_replace(Arc::new(routes));
+        drop(self.routes.send_replace(Arc::new(routes)));
+        self.parts.telemetry.book.prune();
         self.failed.retain(|k, (f, ..)| self.wanted.get(k).is_some_and(|w| w.revision == f.revision));
         self.stored = Some(assignment);
         self.changed = true;
@@ -266,6 +277,9 @@ impl Loop {
                 tracing::info!(app = %key.0, component = %key.1, revision = instance.revision, "running");
                 self.failed.remove(&key);
                 self.parts.running.put(&key, &instance);
+                if let (Some(door), What::Actor(actor)) = (&instance.door, &instance.what) {
+                    door.slot.set(actor.clone());
+                }
                 if let Some(old) = self.up.insert(key, instance) {
                     retire(old);
                 }
@@ -280,8 +294,8 @@ impl Loop {
         }
     }
 
-    /// Housekeeping: expired values, artifacts that nothing names once half of the room is taken.
-    fn sweep(&self) {
+    /// Housekeeping: expired values, artifacts that nothing names.
+    fn sweep(&mut self) {
         if let Some(store) = self.parts.keyvalue.get().cloned() {
             tokio::spawn(async move {
                 if let Err(error) = store.sweep().await {
@@ -289,23 +303,36 @@ impl Loop {
                 }
             });
         }
-        let (held, max) = self.parts.artifacts.bytes();
-        if held * 2 < max {
-            return;
-        }
         let named = self.wanted.values().flat_map(|w| w.app.components.values()).filter_map(|c| match &c.kind {
             Kind::Actor(a) => a.digest.clone(),
             Kind::Provider(_) => None,
         });
         let named: BTreeSet<_> = named.collect();
-        for (digest, _) in self.parts.artifacts.list().into_iter().filter(|(d, _)| !named.contains(d)) {
-            if let Err(error) = self.parts.artifacts.remove(&digest) {
-                tracing::warn!(%digest, %error, "artifact not removed");
+        let (bytes, max) = self.parts.artifacts.bytes();
+        let held: Vec<_> = self.parts.artifacts.list().into_iter().map(|(digest, _)| digest).collect();
+        for digest in self.unused.may_go(&held, &named, bytes * 2 >= max, Instant::now()) {
+            match self.parts.share.remove(&digest) {
+                Ok(()) => tracing::info!(%digest, "artifact removed: nothing names it"),
+                Err(error) => tracing::warn!(%digest, %error, "artifact not removed"),
             }
         }
     }
 
+    fn tell_progress(&self) {
+        let up = self.wanted.iter().filter(|(k, w)| self.up.get(*k).is_some_and(|i| i.revision == w.revision)).count();
+        let failed =
+            self.wanted.iter().filter(|(k, w)| self.failed.get(*k).is_some_and(|f| f.0.revision == w.revision));
+        self.parts.telemetry.goes_on(Progress {
+            assigned: self.stored.is_some(),
+            wanted: self.wanted.len(),
+            up,
+            failed: failed.count(),
+            ..Progress::default()
+        });
+    }
+
     async fn end(&mut self, leaving: bool) {
+        self.parts.telemetry.ends();
         if leaving {
             self.beat(true).await;
         }
@@ -329,13 +356,22 @@ fn retire(instance: Instance) {
 
 /// First no more calls from the bus, then the requests under way are finished, then it is gone.
 async fn let_go(instance: Instance, drain: Duration) {
-    let Instance { what, servings, .. } = instance;
+    let Instance { what, servings, door, .. } = instance;
     for serving in servings {
         let _ = tokio::time::timeout(drain, serving.drain()).await;
     }
+    // Unless another revision goes on with it.
+    if let Some(door) = door.and_then(Arc::into_inner) {
+        let _ = tokio::time::timeout(drain, door.serving.drain()).await;
+    }
     if let What::Actor(actor) = what {
-        // Who looked it up a moment ago still gets in.
-        tokio::time::sleep(LOOKED_UP).await;
+        // Who looked it up holds it until it is answered, so whoever may still want in gets in.
+        let held = async {
+            while Arc::strong_count(&actor) > 1 {
+                tokio::time::sleep(LOOKED_UP_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(drain, held).await;
         actor.drain(drain).await;
     }
 }

@@ -6,9 +6,10 @@ use crate::engine::Actor;
 use crate::ingress::Here;
 use crate::link::{Local, LocalProvider};
 use crate::provider::keyvalue::KeyvalueStore;
+use crate::rpc::Slot;
 use proto::app::Name;
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 /// A component that is up.
 pub(super) struct Instance {
@@ -17,6 +18,30 @@ pub(super) struct Instance {
     pub(super) what: What,
     /// Its subscriptions on the bus: it is called from other hosts while these live.
     pub(super) servings: Vec<bus::Serving>,
+    /// Where HTTP comes in from other hosts, for all of its revisions.
+    pub(super) door: Option<Arc<Door>>,
+}
+
+/// The subscription for an actor's HTTP, and which revision answers. Each revision that is up holds it.
+pub(super) struct Door {
+    pub(super) slot: Arc<Slot<Arc<dyn HttpServe>>>,
+    pub(super) serving: bus::Serving,
+}
+
+/// The doors of all actors that are up.
+#[derive(Default)]
+pub(super) struct Doors(Mutex<BTreeMap<Key, Weak<Door>>>);
+
+impl Doors {
+    pub(super) fn get(&self, key: &Key) -> Option<Arc<Door>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
+    }
+
+    pub(super) fn keep(&self, key: &Key, door: &Arc<Door>) {
+        let mut doors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        doors.retain(|_, door| door.strong_count() > 0);
+        doors.insert(key.clone(), Arc::downgrade(door));
+    }
 }
 
 #[derive(Clone)]

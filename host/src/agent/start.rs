@@ -1,15 +1,17 @@
 //! Brings one component up: fetch its bytes, load, link, offer it on the bus. May take long; runs beside the loop.
 
 use super::pulse::Pulse;
-use super::running::{Instance, Running, What};
-use crate::artifact::{self, fetch};
+use super::running::{Door, Doors, Instance, Running, What};
+use super::telemetry::Telemetry;
+use crate::artifact::{self, Share, fetch};
 use crate::assignment::{Key, Wanted};
+use crate::call::HttpServe;
 use crate::engine::{Engine, Spec};
 use crate::link::{Table, permit};
 use crate::logs::Logs;
 use crate::provider::keyvalue::KeyvalueStore;
 use crate::provider::serve::KeyValueServer;
-use crate::rpc::{HTTP_INTERFACE, Permit, serve_component, serve_http};
+use crate::rpc::{HTTP_INTERFACE, Permit, Slot, serve_component, serve_http};
 use bus::Bus;
 use proto::app::{Actor, App, Component, Kind};
 use std::path::PathBuf;
@@ -22,11 +24,14 @@ pub(super) struct Parts {
     pub(super) bus: Bus,
     pub(super) engine: Engine,
     pub(super) artifacts: Arc<artifact::Store>,
+    pub(super) share: Share,
     pub(super) running: Arc<Running>,
     pub(super) logs: Logs,
     pub(super) keyvalue: Arc<OnceCell<KeyvalueStore>>,
     pub(super) keyvalue_dir: PathBuf,
     pub(super) pulse: Arc<Pulse>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) doors: Arc<Doors>,
 }
 
 impl Parts {
@@ -48,6 +53,7 @@ impl Parts {
     ) -> Result<Instance, String> {
         let digest = actor.digest.clone().ok_or("its image was not resolved; apply the app again")?;
         fetch::fetch(&self.bus, &self.artifacts, &digest).await.map_err(|e| e.to_string())?;
+        self.share.offer(&digest).await;
         let (store, wants) = (self.artifacts.clone(), digest.clone());
         let bytes = move || match store.read(&wants) {
             Ok(Some(bytes)) => Ok(bytes),
@@ -71,17 +77,35 @@ impl Parts {
         let bus_error = |e: bus::Error| e.to_string();
         let mut servings = Vec::new();
         let exports = running.exports();
-        let (http, others): (Vec<String>, Vec<String>) =
-            exports.into_iter().partition(|e| e.split('@').next() == Some(HTTP_INTERFACE));
-        if !http.is_empty() {
-            servings.push(serve_http(&self.bus, &key.0, &key.1, running.clone()).await.map_err(bus_error)?);
-        }
+        let (http, others): (Vec<String>, Vec<String>) = exports.into_iter().partition(|e| is_http(e));
+        let door = match http.is_empty() {
+            true => None,
+            false => Some(self.door(key, running.clone()).await.map_err(bus_error)?),
+        };
         // Only what some link of the app leads here for is offered to other hosts.
         let linked: Vec<String> = others.into_iter().filter(|e| is_linked(&wanted.app, key, e)).collect();
         let permit = permit_of(&wanted.app);
         let more = serve_component(&self.bus, &key.0, &key.1, &linked, running.clone(), permit).await;
         servings.extend(more.map_err(bus_error)?);
-        Ok(Instance { revision: wanted.revision, replicas: wanted.replicas, what: What::Actor(running), servings })
+        Ok(Instance {
+            revision: wanted.revision,
+            replicas: wanted.replicas,
+            what: What::Actor(running),
+            servings,
+            door,
+        })
+    }
+
+    /// The one that is there, which still leads to the revision before, else one that leads to `first`.
+    async fn door(&self, key: &Key, first: Arc<dyn HttpServe>) -> Result<Arc<Door>, bus::Error> {
+        if let Some(door) = self.doors.get(key) {
+            return Ok(door);
+        }
+        let slot = Slot::new(first);
+        let serving = serve_http(&self.bus, &key.0, &key.1, slot.clone()).await?;
+        let door = Arc::new(Door { slot, serving });
+        self.doors.keep(key, &door);
+        Ok(door)
     }
 
     async fn provider(&self, key: &Key, wanted: &Wanted) -> Result<Instance, String> {
@@ -101,8 +125,14 @@ impl Parts {
             replicas: wanted.replicas,
             what: What::Provider(store),
             servings: servings.map_err(|e| e.to_string())?,
+            door: None,
         })
     }
+}
+
+/// Of WASI 0.2 or 0.3: requests on the bus are the same for both.
+fn is_http(interface: &str) -> bool {
+    matches!(interface.split('@').next(), Some(HTTP_INTERFACE | "wasi:http/handler"))
 }
 
 fn is_linked(app: &App, key: &Key, interface: &str) -> bool {

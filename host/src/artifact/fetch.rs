@@ -5,10 +5,12 @@ use bus::{Bus, Headers};
 use prost::Message;
 use proto::app::{ARTIFACT_BYTES_MAX, Digest};
 use proto::v1 as pb;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time for one piece.
 const PIECE_DEADLINE: Duration = Duration::from_secs(10);
+/// Holders that a piece is asked of, one after the other, when one gives none.
+const TRIES: usize = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -27,10 +29,11 @@ pub async fn fetch(bus: &Bus, store: &Store, digest: &Digest) -> Result<(), Erro
     if store.has(digest) {
         return Ok(());
     }
+    let began = Instant::now();
     let mut writer = store.writer(digest)?;
     let mut offset = 0;
     loop {
-        let chunk = piece(bus, digest, offset).await?;
+        let chunk = any_piece(bus, digest, offset).await?;
         let wrong = |what: String| Error::Wrong { digest: digest.clone(), what };
         if chunk.size > ARTIFACT_BYTES_MAX {
             return Err(wrong(format!("a size of {} bytes, over the bound", chunk.size)));
@@ -45,7 +48,24 @@ pub async fn fetch(bus: &Bus, store: &Store, digest: &Digest) -> Result<(), Erro
         }
     }
     writer.finish()?;
+    let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(%digest, bytes = offset, ms, "artifact fetched");
     Ok(())
+}
+
+/// From whichever holder is asked; another is when that one has it no more, or does not answer.
+async fn any_piece(bus: &Bus, digest: &Digest, offset: u64) -> Result<pb::BlobChunk, Error> {
+    let mut tries = 1;
+    loop {
+        match piece(bus, digest, offset).await {
+            Err(Error::Bus { source: bus::Error::Refused { .. } | bus::Error::Deadline { .. }, .. })
+                if tries < TRIES =>
+            {
+                tries += 1;
+            }
+            other => return other,
+        }
+    }
 }
 
 async fn piece(bus: &Bus, digest: &Digest, offset: u64) -> Result<pb::BlobChunk, Error> {

@@ -1,30 +1,37 @@
 //! One revision of an actor on this host: linked once, then a fresh instance per invocation, as many at once as it has
 //! replicas here, each within its limits.
 
+use super::batch::Batch;
 use super::dynamic;
 use super::gate::{Closed, Entry, Gate, Permit};
 use super::granted::Granted;
 use super::lane::{Habit, Laned, Spent, Work};
+use super::many::Many;
 use super::module::{Export, Module, without_version};
 use super::outgoing::forbidden_headers;
 use super::output::{Log, Rate};
 use super::state::{Env, HEADER_BYTES_MAX, State};
-use super::{Engine, Error, config, failed, glue, guard, lane};
+use super::{Engine, Error, config, failed, glue, guard, lane, later};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::{Imports, LogSink};
+use crate::metrics::{Count, Histogram, Taken};
+use crate::origin::Origin;
+use crate::spans::{self, Kind, Span};
 use crate::value::{decode_vals, encode_vals};
 use bytes::Bytes;
 use proto::app::{Grants, Limits, Name};
+use proto::policy::Policy;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
-use wasmtime::component::{InstancePre, Val};
+use wasmtime::component::{Accessor, InstancePre, Val};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 /// What an actor is to run as.
 pub struct Spec {
@@ -55,7 +62,10 @@ pub struct Stats {
 pub struct Actor {
     pub(super) shared: Arc<Shared>,
     pub(super) proxy: Option<ProxyPre<State>>,
-    pre: InstancePre<State>,
+    /// The same in WASI 0.3.
+    pub(super) service: Option<ServicePre<State>>,
+    pub(super) many: Arc<Many>,
+    pub(super) pre: InstancePre<State>,
     module: Arc<Module>,
     revision: u64,
 }
@@ -64,10 +74,16 @@ pub struct Actor {
 pub(super) struct Shared {
     pub(super) env: Arc<Env>,
     engine: Engine,
+    /// What its component was compiled by and for.
+    wasm: wasmtime::Engine,
+    pub(super) is_later: bool,
     gate: Arc<Gate>,
     habit: Arc<Habit>,
     requests: AtomicU64,
-    pub(super) errors: AtomicU64,
+    /// By `CallError::CODES`.
+    errors: [Count; CallError::CODES.len()],
+    /// How long invocations took. Made at the first: most actors of a large host are never asked.
+    took: OnceLock<Box<Histogram>>,
 }
 
 impl Actor {
@@ -75,30 +91,60 @@ impl Actor {
         let inner = &engine.inner;
         let (replicas, revision) = (spec.replicas, spec.revision);
         let env = env(engine, spec)?;
-        let mut linker = inner.wasi.clone();
-        module.link(&inner.engine, &mut linker, &env.label)?;
+        let mut linker = inner.wasi(&module.component)?.clone();
+        module.link(&mut linker, &env.label)?;
+        let wasm = module.component.engine().clone();
+        let is_later = !wasmtime::Engine::same(&wasm, &inner.engine);
         let refused = |e: wasmtime::Error| Error::Link { actor: env.label.clone(), reason: format!("{e:#}") };
-        guard::shadow(&mut linker, &env.granted).map_err(refused)?;
+        guard::shadow(&mut linker, &env.granted, is_later).map_err(refused)?;
         let pre = linker.instantiate_pre(&module.component).map_err(refused)?;
         let proxy = match module.exports.contains_key(HANDLER) {
             true => Some(ProxyPre::new(pre.clone()).map_err(refused)?),
             false => None,
         };
+        let service = match module.exports.contains_key(later::HANDLER) {
+            true => Some(ServicePre::new(pre.clone()).map_err(refused)?),
+            false => None,
+        };
+        let limits = env.limits.clone();
         let shared = Shared {
             env: Arc::new(env),
             engine: engine.clone(),
-            gate: Gate::new(replicas),
+            wasm,
+            is_later,
+            gate: Gate::new(at_once(replicas, &limits, service.is_some())),
             habit: Arc::default(),
             requests: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            errors: Default::default(),
+            took: OnceLock::new(),
         };
-        Ok(Self { shared: Arc::new(shared), proxy, pre, module: module.clone(), revision })
+        Ok(Self {
+            shared: Arc::new(shared),
+            proxy,
+            service,
+            many: Arc::default(),
+            pre,
+            module: module.clone(),
+            revision,
+        })
     }
 
     /// Calls an exported function with arguments in WAVE text (`"k", 3`); gives the results as WAVE text. `interface`
     /// is with or without version, "" for functions outside of one.
     pub async fn call_wave(&self, interface: &str, function: &str, args: &str) -> Result<String, CallError> {
-        self.shared.count(self.try_wave(interface, function, args).await)
+        let begun = Instant::now();
+        let ended = self.try_wave(interface, function, args).await;
+        self.shared.ended(begun, ended)
+    }
+
+    /// How long invocations took, from being asked to the answer or its head.
+    pub fn took(&self) -> Taken {
+        self.shared.took.get().map(|took| took.take()).unwrap_or_default()
+    }
+
+    /// Those that ended with an error, by `CallError::CODES`.
+    pub fn errors(&self) -> [u64; CallError::CODES.len()] {
+        self.shared.errors.each_ref().map(Count::get)
     }
 
     /// Interfaces it exports, without version.
@@ -114,7 +160,7 @@ impl Actor {
         let (in_flight, queued) = self.shared.gate.len();
         Stats {
             requests: self.shared.requests.load(Ordering::Relaxed),
-            errors: self.shared.errors.load(Ordering::Relaxed),
+            errors: self.errors().iter().sum(),
             in_flight,
             queued: u32::try_from(queued).unwrap_or(u32::MAX),
         }
@@ -122,12 +168,13 @@ impl Actor {
 
     /// More take effect at once, fewer as the running invocations end.
     pub fn set_replicas(&self, replicas: u32) {
-        self.shared.gate.set_limit(replicas);
+        self.shared.gate.set_limit(at_once(replicas, &self.shared.env.limits, self.service.is_some()));
     }
 
     /// Refuses new invocations and waits for those it has, at most until `deadline`. True if none is left.
     pub async fn drain(&self, deadline: Duration) -> bool {
         self.shared.gate.close();
+        self.many.close_all();
         tokio::time::timeout(deadline, self.shared.gate.idle()).await.is_ok()
     }
 
@@ -135,7 +182,7 @@ impl Actor {
         let export = self.export(interface, function)?;
         self.check_plain(export, interface, function)?;
         let params = dynamic::parse_wave(function, args, &export.params)?;
-        let results = Box::pin(self.call(export, params, None, Entering::First)).await?;
+        let results = Box::pin(self.call(export, params, None, Entering::First, Origin::default())).await?;
         dynamic::wave_text(&results)
     }
 
@@ -149,15 +196,15 @@ impl Actor {
         let export = self.export(interface, function)?;
         if let Some(known) = glue::keystore_function(without_version(interface), function) {
             let call = known.read(params)?;
-            return Box::pin(self.call_keystore(export, call, link.deadline)).await;
+            return Box::pin(self.call_keystore(export, call, link)).await;
         }
         self.check_plain(export, interface, function)?;
         let params = decode_vals(&params, &export.params)?;
-        let results = Box::pin(self.call(export, params, link.deadline, Entering::Nested)).await?;
+        let results = Box::pin(self.call(export, params, link.deadline, Entering::Nested, link.origin.clone())).await?;
         encode_vals(&results, &export.results)
     }
 
-    fn export(&self, interface: &str, function: &str) -> Result<&Export, CallError> {
+    pub(super) fn export(&self, interface: &str, function: &str) -> Result<&Export, CallError> {
         let (label, exports) = (&self.shared.env.label, &self.module.exports);
         let of_itself = interface.is_empty();
         let Some(functions) = exports.get(without_version(interface)) else {
@@ -188,8 +235,10 @@ impl Actor {
         params: Vec<Val>,
         deadline: Option<Duration>,
         entering: Entering,
+        origin: Origin,
     ) -> Result<Vec<Val>, CallError> {
         let mut run = self.shared.enter(deadline, entering).await?;
+        run.store.data_mut().caused_by(origin);
         let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
         let mut results = vec![Val::Bool(false); export.results.len()];
         let until = Until::of(&run);
@@ -197,7 +246,13 @@ impl Actor {
             let call = async {
                 let instance = pre.instantiate_async(&mut run.store).await?;
                 let func = instance.get_func(&mut run.store, index).ok_or_else(lost)?;
-                func.call_async(&mut run.store, &params, &mut results).await
+                match shared.is_later {
+                    true => {
+                        let call = async |by: &Accessor<State>| func.call_concurrent(by, &params, &mut results).await;
+                        run.store.run_concurrent(call).await?
+                    }
+                    false => func.call_async(&mut run.store, &params, &mut results).await,
+                }
             };
             match call.await {
                 Ok(()) => Ok(results),
@@ -211,9 +266,10 @@ impl Actor {
         &self,
         export: &Export,
         call: glue::KeystoreCall,
-        deadline: Option<Duration>,
+        link: &LinkContext,
     ) -> Result<Bytes, CallError> {
-        let mut run = self.shared.enter(deadline, Entering::Nested).await?;
+        let mut run = self.shared.enter(link.deadline, Entering::Nested).await?;
+        run.store.data_mut().caused_by(link.origin.clone());
         let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
         let until = Until::of(&run);
         let work = async move {
@@ -228,6 +284,11 @@ impl Actor {
     }
 }
 
+/// Invocations that may run at once: a replica is an instance, and one of WASI 0.3 may have several.
+fn at_once(replicas: u32, limits: &Limits, is_service: bool) -> u32 {
+    if is_service { replicas.saturating_mul(limits.concurrency) } else { replicas }
+}
+
 /// A week: further ahead, clocks overflow.
 const DEADLINE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 /// Names listed in a message.
@@ -236,7 +297,7 @@ const NAMES_MAX: usize = 30;
 /// The interface through which HTTP comes in.
 pub(super) const HANDLER: &str = "wasi:http/incoming-handler";
 
-fn lost() -> wasmtime::Error {
+pub(super) fn lost() -> wasmtime::Error {
     wasmtime::Error::msg("the function is not in the instance")
 }
 
@@ -333,24 +394,54 @@ pub(super) enum Entering {
 impl Shared {
     /// Waits for a replica and for room on this host, then makes a store. Refuses rather than queue without bound.
     pub(super) async fn enter(&self, asked: Option<Duration>, entering: Entering) -> Result<Run, CallError> {
+        self.enter_with(asked, entering, None).await
+    }
+
+    /// The same, for a program with what its caller gave it.
+    pub(super) async fn enter_with(
+        &self,
+        asked: Option<Duration>,
+        entering: Entering,
+        batch: Option<Batch>,
+    ) -> Result<Run, CallError> {
+        let deadline = self.deadline(asked);
+        let permit = self.permit(deadline).await?;
+        self.fresh(deadline, permit, entering, batch).await
+    }
+
+    /// An instance that is no invocation by itself: those in it have their own rights to run.
+    pub(super) async fn instance(&self, deadline: Instant) -> Result<Run, CallError> {
+        self.fresh(deadline, Permit::none(), Entering::First, None).await
+    }
+
+    /// Of an invocation that is asked for now.
+    pub(super) fn deadline(&self, asked: Option<Duration>) -> Instant {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let own = Duration::from_millis(self.env.limits.deadline_ms.min(DEADLINE_MS_MAX));
-        let deadline = Instant::now() + asked.map_or(own, |asked| asked.min(own));
-        let permit = self.permit(deadline).await?;
+        Instant::now() + asked.map_or(own, |asked| asked.min(own))
+    }
+
+    async fn fresh(
+        &self,
+        deadline: Instant,
+        permit: Permit,
+        entering: Entering,
+        batch: Option<Batch>,
+    ) -> Result<Run, CallError> {
         let slot = self.slot(deadline, entering).await?;
         let engine = &self.engine.inner;
         let instance = engine.instances.fetch_add(1, Ordering::Relaxed) + 1;
-        let state = State::new(&self.env, instance, deadline).map_err(|e| {
+        let state = State::new(&self.env, instance, deadline, batch).map_err(|e| {
             CallError::Unavailable(format!("actor {}: its grants can not be given: {e:#}", self.env.label))
         })?;
-        let mut store = Store::new(&engine.engine, state);
+        let mut store = Store::new(&self.wasm, state);
         store.limiter(|state| &mut state.limiter);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| on_tick(store.data()));
         Ok(Run { store, deadline, _slot: slot, _permit: permit, _running: Counted::new(&engine.running) })
     }
 
-    async fn permit(&self, deadline: Instant) -> Result<Permit, CallError> {
+    pub(super) async fn permit(&self, deadline: Instant) -> Result<Permit, CallError> {
         let label = &self.env.label;
         let queue_len_max = usize::try_from(self.env.limits.queue_len_max).unwrap_or(usize::MAX);
         match self.gate.enter(queue_len_max) {
@@ -394,8 +485,18 @@ impl Shared {
         Laned::new(work, &self.engine.inner.lanes, until.spent.clone(), self.habit.clone())
     }
 
+    /// The same for an instance, whoever is in it.
+    pub(super) fn laned_by<T: Send + 'static>(&self, spent: Arc<Spent>, work: Work<T>) -> Laned<T> {
+        Laned::new(work, &self.engine.inner.lanes, spent, self.habit.clone())
+    }
+
+    /// What this host takes away.
+    pub(super) fn policy(&self) -> &Policy {
+        &self.engine.inner.policy
+    }
+
     /// Its result, or that it is late.
-    async fn in_time<T: Send + 'static>(&self, until: Until, work: Work<T>) -> Result<T, CallError> {
+    pub(super) async fn in_time<T: Send + 'static>(&self, until: Until, work: Work<T>) -> Result<T, CallError> {
         match timeout_at(until.deadline.into(), self.laned(&until, work)).await {
             Ok(ended) => ended,
             Err(_) => Err(self.late(&until.log)),
@@ -404,21 +505,42 @@ impl Shared {
 
     /// Counts what came of an invocation.
     pub(super) fn count<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
-        if outcome.is_err() {
-            self.errors.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = &outcome {
+            let at = CallError::CODES.iter().position(|code| *code == error.code());
+            self.errors[at.expect("every code is in the list")].add(1);
         }
         outcome
     }
 
+    /// The span of an invocation, if somebody records.
+    pub(super) fn span(&self, origin: impl FnOnce() -> Origin, function: &str) -> Span {
+        let mut span = spans::begin(Kind::Within, origin, || format!("{} {function}", self.env.label));
+        if span.is_on() {
+            span.set("lattice.app", self.env.app.clone());
+            span.set("lattice.actor", self.env.actor.clone());
+        }
+        span
+    }
+
+    /// As `count`, for the whole of an invocation that was asked for at `begun`.
+    pub(super) fn ended<T>(&self, begun: Instant, outcome: Result<T, CallError>) -> Result<T, CallError> {
+        self.took.get_or_init(Box::default).add(begun.elapsed());
+        self.count(outcome)
+    }
+
     /// The invocation ran past its deadline.
     pub(super) fn late(&self, log: &Log) -> CallError {
-        let text = format!(
+        let late = self.late_quietly();
+        log.note("error", &late.to_string());
+        late
+    }
+
+    pub(super) fn late_quietly(&self) -> CallError {
+        CallError::Deadline(format!(
             "actor {} ran past its {} deadline; raise limits.deadline or make it answer sooner",
             self.env.label,
             self.deadline_text()
-        );
-        log.note("error", &text);
-        CallError::Deadline(text)
+        ))
     }
 
     fn deadline_text(&self) -> String {
@@ -442,6 +564,18 @@ impl Serve for Actor {
         function: &str,
         params: Bytes,
     ) -> Result<Bytes, CallError> {
-        self.shared.count(self.try_serve(link, interface, function, params).await)
+        let begun = Instant::now();
+        let mut span = self.shared.span(|| link.origin.clone(), function);
+        let caused;
+        let link = match span.is_on() {
+            true => {
+                caused = LinkContext { origin: spans::caused_by(&span, &link.origin), ..link.clone() };
+                &caused
+            }
+            false => link,
+        };
+        let ended = self.try_serve(link, interface, function, params).await;
+        spans::ended(&mut span, &ended);
+        self.shared.ended(begun, ended)
     }
 }

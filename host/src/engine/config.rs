@@ -49,6 +49,13 @@ const MAPS_DEFAULT: u64 = 65_530;
 /// Of a live instance's memory, what stays resident for the next one in that slot.
 const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
 
+/// An engine for components of WASI 0.2, or one for those of 0.3 besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    Later,
+}
+
 /// What the machine can carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size {
@@ -90,14 +97,15 @@ fn read_number(path: &str) -> Option<u64> {
 }
 
 /// The one place where wasmtime is configured. `pool` is left out on machines that can not reserve the address space.
-pub(super) fn wasmtime_config(pool: Option<Size>) -> wasmtime::Config {
+pub(super) fn wasmtime_config(pool: Option<Size>, kind: Kind) -> wasmtime::Config {
     let mut config = wasmtime::Config::new();
     config
         .strategy(Strategy::Cranelift)
         .cranelift_opt_level(OptLevel::Speed)
         .wasm_component_model(true)
-        // Only WASI 0.2 is served so far: calls are about three times cheaper without the tables of 0.3.
-        .concurrency_support(false)
+        // Calls are about three times cheaper without the tables of 0.3.
+        .concurrency_support(kind == Kind::Later)
+        .wasm_component_model_async(kind == Kind::Later)
         .epoch_interruption(true)
         .max_wasm_stack(STACK_BYTES_MAX)
         .memory_init_cow(true)
@@ -148,12 +156,16 @@ mod tests {
     #[test]
     fn code_fits_with_and_without_the_pool() {
         use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-        let hash = |pool| {
-            let engine = wasmtime::Engine::new(&wasmtime_config(pool)).unwrap();
+        let hash = |pool, kind| {
+            let engine = wasmtime::Engine::new(&wasmtime_config(pool, kind)).unwrap();
             let mut hasher = DefaultHasher::new();
             engine.precompile_compatibility_hash().hash(&mut hasher);
             hasher.finish()
         };
-        assert_eq!(hash(None), hash(Some(Size { instances: 4, memory_bytes: 1 << 20 })));
+        let small = Size { instances: 4, memory_bytes: 1 << 20 };
+        for kind in [Kind::Plain, Kind::Later] {
+            assert_eq!(hash(None, kind), hash(Some(small), kind));
+        }
+        assert_ne!(hash(None, Kind::Plain), hash(None, Kind::Later), "one engine would load the other's code");
     }
 }

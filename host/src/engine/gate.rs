@@ -33,6 +33,13 @@ struct Inner {
 /// The right to run one invocation; given back when dropped.
 pub(super) struct Permit(Option<Arc<Gate>>);
 
+impl Permit {
+    /// Of what is no invocation by itself.
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+}
+
 impl Gate {
     pub(super) fn new(limit: u32) -> Arc<Self> {
         let inner = Inner { limit, running: 0, draining: false, waiting: VecDeque::new() };

@@ -3,6 +3,7 @@
 //! since toolchains import what nothing uses.
 
 use super::granted::{Granted, Protocol};
+use super::later;
 use super::state::State;
 use proto::app::Random;
 use proto::needs::Grant;
@@ -29,29 +30,39 @@ pub(super) struct Denied {
 
 /// Functions that give a value and no error, by interface.
 const TRAPPING: &[(&str, &[&str])] = &[
-    ("wasi:cli/exit", &["exit"]),
     ("wasi:clocks/wall-clock", &["now", "resolution"]),
     ("wasi:random/insecure", &["get-insecure-random-bytes", "get-insecure-random-u64"]),
     ("wasi:random/random", &["get-random-bytes", "get-random-u64"]),
 ];
 
+/// The same of WASI 0.3.
+const TRAPPING_LATER: &[(&str, &[&str])] = &[
+    ("wasi:clocks/system-clock", &["now", "get-resolution"]),
+    ("wasi:random/insecure", &["get-insecure-random-bytes", "get-insecure-random-u64"]),
+    ("wasi:random/random", &["get-random-bytes", "get-random-u64"]),
+];
+
+const EXIT: &str = "wasi:cli/exit";
 const LOOKUP: (&str, &str) = ("wasi:sockets/ip-name-lookup", "resolve-addresses");
 /// Those that give an error of `wasi:sockets`, beside the look-up of names.
 const REFUSING: &[(&str, &str)] =
     &[("wasi:sockets/tcp-create-socket", "create-tcp-socket"), ("wasi:sockets/udp-create-socket", "create-udp-socket")];
 
 /// Puts guards in place of what is not granted, and the seeded numbers in place of the system's.
-pub(super) fn shadow(linker: &mut Linker<State>, granted: &Granted) -> wasmtime::Result<()> {
+pub(super) fn shadow(linker: &mut Linker<State>, granted: &Granted, is_later: bool) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
-    for (interface, functions) in TRAPPING {
-        let Some(grant) = Grant::named(interface).filter(|grant| !grant.is_given(&granted.grants)) else { continue };
-        let mut to = linker.instance(&format!("{interface}@{VERSION}"))?;
-        for function in *functions {
-            let function_name = format!("{interface}.{function}");
-            to.func_new(function, move |_, _, _, _| {
-                let function = function_name.clone();
-                Err(Denied { function, name: grant.name, example: grant.example }.into())
-            })?;
+    trapping(linker, granted, TRAPPING, VERSION)?;
+    exits(linker, VERSION)?;
+    let is_seeded = matches!(granted.grants.random, Some(Random::Seed(_)));
+    if is_seeded {
+        seeded(linker, VERSION)?;
+    }
+    // What can say no does so by the context, which the two versions share.
+    if is_later {
+        trapping(linker, granted, TRAPPING_LATER, later::VERSION)?;
+        exits(linker, later::VERSION)?;
+        if is_seeded {
+            seeded(linker, later::VERSION)?;
         }
     }
     for (interface, function) in REFUSING {
@@ -71,11 +82,44 @@ pub(super) fn shadow(linker: &mut Linker<State>, granted: &Granted) -> wasmtime:
             Ok((Found::Err(ErrorCode::AccessDenied),))
         })?;
     }
-    if let Some(Random::Seed(_)) = granted.grants.random {
-        seeded(linker)?;
-    }
     linker.allow_shadowing(false);
     Ok(())
+}
+
+fn trapping(
+    linker: &mut Linker<State>,
+    granted: &Granted,
+    all: &[(&str, &[&str])],
+    version: &str,
+) -> wasmtime::Result<()> {
+    for (interface, functions) in all {
+        let Some(grant) = Grant::named(interface).filter(|grant| !grant.is_given(&granted.grants)) else { continue };
+        let mut to = linker.instance(&format!("{interface}@{version}"))?;
+        for function in *functions {
+            let function_name = format!("{interface}.{function}");
+            to.func_new(function, move |_, _, _, _| {
+                let function = function_name.clone();
+                Err(Denied { function, name: grant.name, example: grant.example }.into())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Both ways to end. A program needs no grant for its last word.
+fn exits(linker: &mut Linker<State>, version: &str) -> wasmtime::Result<()> {
+    fn leave(store: StoreContextMut<'_, State>, function: &str, code: u8) -> wasmtime::Result<()> {
+        match Grant::named(EXIT) {
+            Some(grant) if !store.data().is_batch && !grant.is_given(&store.data().env().granted.grants) => {
+                let function = format!("{EXIT}.{function}");
+                Err(Denied { function, name: grant.name, example: grant.example }.into())
+            }
+            _ => Err(wasmtime_wasi::I32Exit(i32::from(code)).into()),
+        }
+    }
+    let mut to = linker.instance(&format!("{EXIT}@{version}"))?;
+    to.func_wrap("exit", |store, (ended,): (Result<(), ()>,)| leave(store, "exit", u8::from(ended.is_err())))?;
+    to.func_wrap("exit-with-code", |store, (code,): (u8,)| leave(store, "exit-with-code", code))
 }
 
 fn refuse(state: &State, (interface, function): (&str, &str), grant: &Grant) {
@@ -84,12 +128,12 @@ fn refuse(state: &State, (interface, function): (&str, &str), grant: &Grant) {
     state.log().line("warn", &text);
 }
 
-fn seeded(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+fn seeded(linker: &mut Linker<State>, version: &str) -> wasmtime::Result<()> {
     for (interface, bytes, number) in [
         ("wasi:random/random", "get-random-bytes", "get-random-u64"),
         ("wasi:random/insecure", "get-insecure-random-bytes", "get-insecure-random-u64"),
     ] {
-        let mut to = linker.instance(&format!("{interface}@{VERSION}"))?;
+        let mut to = linker.instance(&format!("{interface}@{version}"))?;
         to.func_wrap(bytes, |mut store: StoreContextMut<'_, State>, (len,): (u64,)| {
             if len > RANDOM_BYTES_MAX {
                 return Err(wasmtime::Error::msg(format!("{len} random bytes at once; at most {RANDOM_BYTES_MAX}")));
@@ -152,7 +196,13 @@ mod tests {
 
     #[test]
     fn every_function_that_is_guarded_has_a_grant() {
-        for interface in TRAPPING.iter().map(|(i, _)| i).chain(REFUSING.iter().map(|(i, _)| i)).chain([&LOOKUP.0]) {
+        for interface in TRAPPING
+            .iter()
+            .chain(TRAPPING_LATER)
+            .map(|(i, _)| i)
+            .chain(REFUSING.iter().map(|(i, _)| i))
+            .chain([&LOOKUP.0, &EXIT])
+        {
             assert!(Grant::named(interface).is_some(), "{interface}");
         }
     }

@@ -5,16 +5,19 @@
 
 use super::actor::{Actor, Entering, HANDLER, Run, Shared, Until};
 use super::body::{self, Answer, Asked};
-use super::lane::Laned;
+use super::lane::{Laned, Work};
+use super::later;
 use super::state::{HEADER_BYTES_MAX, State};
 use crate::call::{Body, CallError, HttpServe};
+use crate::origin::Origin;
+use crate::spans;
 use http::uri::Scheme;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use wasmtime_wasi::I32Exit;
@@ -26,7 +29,7 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 /// Headers of one request.
 const HEADERS_MAX: usize = 256;
 
-type Head = Result<Response<HyperOutgoingBody>, types::ErrorCode>;
+pub(super) type Head = Result<Response<HyperOutgoingBody>, types::ErrorCode>;
 type Guest = Laned<()>;
 
 #[async_trait::async_trait]
@@ -38,23 +41,43 @@ impl HttpServe for Actor {
 
 impl Actor {
     /// Answers one request. An error means that no response began; a body that breaks off later ends with an error.
-    pub async fn http(&self, request: Request<Body>, deadline: Option<Duration>) -> Result<Response<Body>, CallError> {
-        self.shared.count(Box::pin(self.try_http(request, deadline)).await)
+    pub async fn http(
+        &self,
+        mut request: Request<Body>,
+        deadline: Option<Duration>,
+    ) -> Result<Response<Body>, CallError> {
+        let begun = Instant::now();
+        let mut span = self.shared.span(|| Origin::of(request.headers()), "http");
+        spans::put(&span, request.headers_mut());
+        let ended = Box::pin(self.try_http(request, deadline)).await;
+        spans::ended(&mut span, &ended);
+        self.shared.ended(begun, ended)
     }
 
     async fn try_http(&self, request: Request<Body>, asked: Option<Duration>) -> Result<Response<Body>, CallError> {
         let label = &self.shared.env.label;
-        let Some(proxy) = &self.proxy else {
+        if self.proxy.is_none() && self.service.is_none() {
             return Err(CallError::Invalid(format!("actor {label} does not export {HANDLER}")));
-        };
+        }
         check_head(&request)?;
         let (request, asked_body) = Asked::limit(request, label, &self.shared.env.limits)?;
-        let run = self.shared.enter(asked, Entering::First).await?;
+        if let (Some(service), true) = (&self.service, self.shared.env.limits.concurrency > 1) {
+            let answered = Box::pin(self.many.http(&self.shared, service, request, asked)).await;
+            return answered.map_err(|error| asked_body.or(error));
+        }
+        let origin = Origin::of(request.headers());
+        let mut run = self.shared.enter(asked, Entering::First).await?;
+        run.store.data_mut().caused_by(origin);
         let until = Until::of(&run);
         let broken = Arc::new(OnceLock::new());
         let (tx, rx) = oneshot::channel();
-        let guest = guest(self.shared.clone(), proxy.clone(), run, request, tx, broken.clone());
-        let mut guest = Running { guest: Some(self.shared.laned(&until, Box::pin(guest))), ended: None };
+        let (shared, told) = (self.shared.clone(), broken.clone());
+        let work: Work<()> = match (&self.service, &self.proxy) {
+            (Some(service), _) => Box::pin(later::guest(shared, service.clone(), run, request, tx, told)),
+            (None, Some(proxy)) => Box::pin(guest(shared, proxy.clone(), run, request, tx, told)),
+            (None, None) => return Err(no_response(label)),
+        };
+        let mut guest = Running { guest: Some(self.shared.laned(&until, work)), ended: None };
         let head = match timeout_at(until.deadline.into(), guest.head(rx)).await {
             Ok(head) => head,
             Err(_) => return Err(self.shared.late(&until.log)),

@@ -87,6 +87,12 @@ impl Spent {
         Duration::from_nanos(self.before.load(Ordering::Relaxed) + turn)
     }
 
+    /// Another invocation in the same instance: each has a turn of its own.
+    pub(super) fn forget(&self) {
+        self.before.store(0, Ordering::Relaxed);
+        self.turn_began.store(thread_nanos(), Ordering::Relaxed);
+    }
+
     pub(super) fn in_back(&self) -> bool {
         self.in_back.load(Ordering::Relaxed)
     }

@@ -2,14 +2,15 @@
 //! per invocation.
 //!
 //! Reading order: `config` (how wasmtime is set up), `cache` (compiled code on disk), `module` (what a component
-//! imports and exports), `actor` (an actor revision and its invocations), `http` and `dynamic` (the two kinds of
-//! calls), `state` (what an instance carries), `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `lane`
+//! imports and exports), `actor` (an actor revision and its invocations), `http`, `dynamic` and `batch` (the kinds
+//! of calls), `state` (what an instance carries), `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `lane`
 //! (which threads), `glue` (capabilities), `gate` (the queue).
 //!
 //! A trap, an endless loop or a memory bomb ends one invocation, with a named error. Nothing in here may panic on what
 //! a guest does, and nothing that a guest can grow is without a bound.
 
 mod actor;
+mod batch;
 mod body;
 mod cache;
 mod config;
@@ -21,7 +22,9 @@ mod granted;
 mod guard;
 mod http;
 mod lane;
+mod later;
 mod limiter;
+mod many;
 mod module;
 mod outgoing;
 mod output;
@@ -31,23 +34,28 @@ mod tests;
 mod wasi;
 
 pub use actor::{Actor, Spec, Stats};
+pub use batch::{COMMAND, Job, Printed};
 pub use config::{Config, machine_memory_bytes};
 pub use granted::BusAddresses;
 pub use module::Module;
 #[cfg(test)]
 pub(crate) use tests::from_wit;
 
+use crate::metrics::Count;
 use cache::Cache;
-use config::{Size, TICK_IDLE_MS, TICK_MS};
+use config::{Kind, Size, TICK_IDLE_MS, TICK_MS};
 use lane::Lanes;
+use later::Later;
 use limiter::Budget;
 use proto::app::{ARTIFACT_BYTES_MAX, Digest};
+use proto::component::is_later;
 use proto::policy::Policy;
 use state::State;
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use wasmtime::component::{Component, Linker};
@@ -93,6 +101,9 @@ struct Inner {
     /// WASI, linked once; each actor adds what it imports to a copy.
     wasi: Linker<State>,
     cache: Arc<Cache>,
+    /// For components of WASI 0.3: made when the first one comes.
+    later: OnceLock<Result<Later, String>>,
+    cache_dir: PathBuf,
     size: Size,
     /// What is loaded, and the right to load it, by digest.
     modules: Mutex<HashMap<Digest, Arc<Loading>>>,
@@ -108,6 +119,8 @@ struct Inner {
     running: Arc<AtomicU32>,
     /// Numbers instances, for their logs.
     instances: Arc<AtomicU64>,
+    /// Components made ready: compiled, and taken from the cache.
+    loads: [Count; 2],
 }
 
 type Loading = tokio::sync::Mutex<Weak<Module>>;
@@ -115,7 +128,7 @@ type Loading = tokio::sync::Mutex<Weak<Module>>;
 impl Engine {
     pub fn new(config: Config) -> Result<Self, Error> {
         let size = Size::of(&config);
-        let (engine, size) = start(size)?;
+        let (engine, size) = start(size, Kind::Plain)?;
         let cache = Cache::open(&config.cache_dir, &engine)
             .map_err(|source| Error::Cache { dir: config.cache_dir.display().to_string(), source })?;
         let wasi = link_wasi(&engine).map_err(|e| Error::Start(format!("{e:#}")))?;
@@ -128,6 +141,8 @@ impl Engine {
                 engine,
                 wasi,
                 cache: Arc::new(cache),
+                later: OnceLock::new(),
+                cache_dir: config.cache_dir,
                 size,
                 modules: Mutex::default(),
                 compiling: Arc::default(),
@@ -138,6 +153,7 @@ impl Engine {
                 bus: config.bus,
                 running,
                 instances: Arc::default(),
+                loads: Default::default(),
             }),
         })
     }
@@ -163,6 +179,16 @@ impl Engine {
         (self.inner.budget.used(), self.inner.size.memory_bytes)
     }
 
+    /// Instances that run now.
+    pub fn running(&self) -> u32 {
+        self.inner.running.load(Ordering::Relaxed)
+    }
+
+    /// How often a component was compiled, and how often it was taken from the cache of compiled code.
+    pub fn loads(&self) -> (u64, u64) {
+        (self.inner.loads[0].get(), self.inner.loads[1].get())
+    }
+
     /// The component of `digest`: the one already loaded, else mapped from the cache, else compiled from what `bytes`
     /// gives. Never compiles the same component twice at once; compiles off the threads that serve.
     pub async fn load(
@@ -178,13 +204,17 @@ impl Engine {
         // The right to load goes along: it is held even if the caller gives up.
         let task = tokio::task::spawn_blocking(move || {
             let component = match inner.cache.load(&inner.engine, &digest) {
-                Some(component) => component,
+                Some(component) => {
+                    inner.loads[1].add(1);
+                    component
+                }
                 None => {
                     let _one = inner.compiling.blocking_lock();
+                    inner.loads[0].add(1);
                     compile(&inner, &digest, bytes)?
                 }
             };
-            let module = Arc::new(Module::new(&inner.engine, digest, component));
+            let module = Arc::new(Module::new(digest, component));
             *loading = Arc::downgrade(&module);
             Ok(module)
         });
@@ -207,10 +237,26 @@ impl Engine {
     }
 }
 
+impl Inner {
+    /// What components of WASI 0.3 run on.
+    fn later(&self) -> Result<&Later, Error> {
+        let start = || Later::start(self.size, &self.cache_dir, self.running.clone()).map_err(|e| e.to_string());
+        self.later.get_or_init(start).as_ref().map_err(|why| Error::Start(why.clone()))
+    }
+
+    /// WASI as this component's engine has it.
+    fn wasi(&self, component: &Component) -> Result<&Linker<State>, Error> {
+        match wasmtime::Engine::same(component.engine(), &self.engine) {
+            true => Ok(&self.wasi),
+            false => Ok(&self.later()?.wasi),
+        }
+    }
+}
+
 /// Reserves address space for as many instances as may be, fewer if the machine refuses, none if it can not at all.
-fn start(mut size: Size) -> Result<(wasmtime::Engine, Size), Error> {
+fn start(mut size: Size, kind: Kind) -> Result<(wasmtime::Engine, Size), Error> {
     loop {
-        match wasmtime::Engine::new(&config::wasmtime_config(Some(size))) {
+        match wasmtime::Engine::new(&config::wasmtime_config(Some(size), kind)) {
             Ok(engine) => return Ok((engine, size)),
             Err(error) if size.instances > 16 => {
                 tracing::info!(instances = size.instances, %error, "pool refused; trying half");
@@ -218,7 +264,7 @@ fn start(mut size: Size) -> Result<(wasmtime::Engine, Size), Error> {
             }
             Err(error) => {
                 tracing::warn!(%error, "no pool on this machine: instances start more slowly");
-                let engine = wasmtime::Engine::new(&config::wasmtime_config(None));
+                let engine = wasmtime::Engine::new(&config::wasmtime_config(None, kind));
                 return engine.map(|e| (e, size)).map_err(|e| Error::Start(format!("{e:#}")));
             }
         }
@@ -258,12 +304,22 @@ fn compile(inner: &Inner, digest: &Digest, bytes: impl FnOnce() -> io::Result<Ve
     if found != *digest {
         return Err(Error::Damaged { digest: digest.clone(), found });
     }
+    let (engine, cache) = match is_later(&bytes) {
+        true => {
+            let later = inner.later()?;
+            if let Some(component) = later.cache.load(&later.engine, digest) {
+                return Ok(component);
+            }
+            (&later.engine, &later.cache)
+        }
+        false => (&inner.engine, &inner.cache),
+    };
     let began = std::time::Instant::now();
-    let component = Component::from_binary(&inner.engine, &bytes)
+    let component = Component::from_binary(engine, &bytes)
         .map_err(|e| Error::NotComponent { digest: digest.clone(), reason: not_component(&bytes, &e) })?;
     let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(%digest, bytes = len, ms, "compiled");
-    let kept = component.serialize().map_err(io::Error::other).and_then(|code| inner.cache.store(digest, &code));
+    let kept = component.serialize().map_err(io::Error::other).and_then(|code| cache.store(digest, &code));
     if let Err(error) = kept {
         tracing::warn!(%digest, %error, "compiled code can not be kept; the next start compiles again");
     }

@@ -60,6 +60,33 @@ const WASI: &[&str] = &[
     "wasi:sockets/udp-create-socket",
 ];
 
+/// Of WASI 0.3.
+const LATER: &[&str] = &[
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:cli/types",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/system-clock",
+    "wasi:clocks/types",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:http/client",
+    "wasi:http/types",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/types",
+];
+
 /// Imports that one error names.
 const UNSERVED_MAX: usize = 50;
 
@@ -81,7 +108,9 @@ const OWN_PACKAGES: &[&str] = &[
 /// Interfaces that this host serves to components, with the versions it knows.
 pub(super) fn interfaces() -> Vec<String> {
     let wasi = WASI.iter().map(|name| format!("{name}@0.2"));
-    let mut all: Vec<String> = wasi.chain(glue::INTERFACES.iter().map(|(name, _)| (*name).to_owned())).collect();
+    let later = LATER.iter().map(|name| format!("{name}@0.3"));
+    let mut all: Vec<String> =
+        wasi.chain(later).chain(glue::INTERFACES.iter().map(|(name, _)| (*name).to_owned())).collect();
     all.sort();
     all
 }
@@ -92,8 +121,8 @@ pub(super) fn without_version(name: &str) -> &str {
 }
 
 impl Module {
-    pub(super) fn new(engine: &Engine, digest: Digest, component: Component) -> Self {
-        let exports = exports(engine, &component);
+    pub(super) fn new(digest: Digest, component: Component) -> Self {
+        let exports = exports(component.engine(), &component);
         Self { digest, component, exports }
     }
 
@@ -107,7 +136,8 @@ impl Module {
     }
 
     /// Links what the component imports besides WASI, and names everything that nothing can serve.
-    pub(super) fn link(&self, engine: &Engine, linker: &mut Linker<State>, label: &str) -> Result<(), Error> {
+    pub(super) fn link(&self, linker: &mut Linker<State>, label: &str) -> Result<(), Error> {
+        let engine = self.component.engine();
         let mut unserved = Vec::new();
         let ty = self.component.component_type();
         for (name, import) in ty.imports(engine) {
@@ -152,6 +182,9 @@ fn served_here(name: &str) -> Served {
     if WASI.contains(&base) && version.starts_with("@0.2.") && !version.contains('-') {
         return Served::Wasi;
     }
+    if LATER.contains(&base) && version.starts_with("@0.3.") && !version.contains('-') {
+        return Served::Wasi;
+    }
     if !OWN_PACKAGES.iter().any(|package| base.starts_with(package)) {
         return Served::Link;
     }
@@ -192,7 +225,7 @@ impl Export {
     fn new(index: ComponentExportIndex, func: &wasmtime::component::types::ComponentFunc) -> Self {
         let params: Vec<_> = func.params().map(|(_, ty)| ty).collect();
         let results: Vec<_> = func.results().collect();
-        let typed_only = func.async_() || params.iter().chain(&results).any(|ty| !dynamic::is_plain(ty));
+        let typed_only = params.iter().chain(&results).any(|ty| !dynamic::is_plain(ty));
         Self { index, params, results, typed_only }
     }
 }

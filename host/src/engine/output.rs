@@ -4,6 +4,7 @@
 
 use super::state::Env;
 use bytes::Bytes;
+use http::HeaderValue;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,12 +74,29 @@ impl Rate {
 pub(super) struct Log {
     env: Arc<Env>,
     instance: u64,
+    /// The id of the request that it works for.
+    request: Mutex<Option<HeaderValue>>,
     lines: AtomicU32,
 }
 
 impl Log {
     pub(super) fn new(env: Arc<Env>, instance: u64) -> Arc<Self> {
-        Arc::new(Self { env, instance, lines: AtomicU32::new(0) })
+        Arc::new(Self { env, instance, request: Mutex::new(None), lines: AtomicU32::new(0) })
+    }
+
+    pub(super) fn works_for(&self, request: Option<HeaderValue>) {
+        *self.request.lock().unwrap_or_else(PoisonError::into_inner) = request;
+    }
+
+    fn emit(&self, stream: &str, text: &str) {
+        let request = self.request.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let id = request.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+        self.env.logs.line(self.instance, id, stream, text);
+    }
+
+    /// Another invocation in the same instance: each may print as much.
+    pub(super) fn again(&self) {
+        self.lines.store(0, Ordering::Relaxed);
     }
 
     /// One line from the guest; cut if it is too long.
@@ -87,7 +105,7 @@ impl Log {
             n if n < LINES_MAX => self.within_rate(stream, cut(text)),
             n if n == LINES_MAX => {
                 let text = format!("more than {LINES_MAX} lines from one invocation: the rest is dropped");
-                self.env.logs.line(self.instance, "warn", &text);
+                self.emit("warn", &text);
             }
             // Far from wrapping around: a guest that writes for ever stays above the bound.
             n => self.lines.store(n.min(LINES_MAX + 2), Ordering::Relaxed),
@@ -96,11 +114,11 @@ impl Log {
 
     fn within_rate(&self, stream: &str, text: &str) {
         match self.env.log_rate.take(text.len(), Instant::now()) {
-            Verdict::Print => self.env.logs.line(self.instance, stream, text),
+            Verdict::Print => self.emit(stream, text),
             Verdict::Tell => {
                 let max = self.env.limits.log_bytes_per_s;
                 let text = format!("lines are dropped: more than {max} bytes a second; raise limits.log or print less");
-                self.env.logs.line(self.instance, "warn", &text);
+                self.emit("warn", &text);
             }
             Verdict::Drop => {}
         }
@@ -108,7 +126,7 @@ impl Log {
 
     /// One line from the host about this instance; not counted.
     pub(super) fn note(&self, stream: &str, text: &str) {
-        self.env.logs.line(self.instance, stream, cut(text));
+        self.emit(stream, cut(text));
     }
 }
 
@@ -132,6 +150,10 @@ struct Line {
 impl Stream {
     pub(super) fn new(log: &Arc<Log>, name: &'static str) -> Self {
         Self { line: Arc::new(Line { log: log.clone(), name, pending: Mutex::new(Vec::new()) }) }
+    }
+
+    pub(super) fn write(&self, bytes: &[u8]) {
+        self.line.write(bytes);
     }
 }
 

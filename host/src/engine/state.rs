@@ -1,5 +1,6 @@
 //! What one instance carries: its WASI context, its limits, and what it shares with the actor's other instances.
 
+use super::batch::Batch;
 use super::granted::Granted;
 use super::guard::Seeded;
 use super::lane::Spent;
@@ -8,6 +9,7 @@ use super::output::{Log, Rate};
 use super::wasi;
 use crate::call::LinkContext;
 use crate::capability::{Imports, LogSink};
+use crate::origin::Origin;
 use proto::app::{Limits, Random};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,8 +54,12 @@ pub(super) struct State {
     pub(super) deadline: Instant,
     pub(super) spent: Arc<Spent>,
     seeded: Option<Seeded>,
+    /// What caused the invocation.
+    origin: Origin,
     /// Where pages of `wasi:keyvalue` listings go on, for the draft whose cursors are numbers.
     pub(super) cursors: Vec<String>,
+    /// It is a program, whose last word is its exit code.
+    pub(super) is_batch: bool,
 }
 
 /// Decides about outgoing HTTP; see `outgoing`.
@@ -63,12 +69,12 @@ pub(super) struct Hooks {
 }
 
 impl State {
-    pub(super) fn new(env: &Arc<Env>, instance: u64, deadline: Instant) -> Result<Self> {
+    pub(super) fn new(env: &Arc<Env>, instance: u64, deadline: Instant, batch: Option<Batch>) -> Result<Self> {
         let log = Log::new(env.clone(), instance);
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         Ok(Self {
-            wasi: wasi::context(env, &log)?,
+            wasi: wasi::context(env, &log, batch.as_ref())?,
             http: env.http.clone(),
             table,
             hooks: Hooks { env: env.clone(), log },
@@ -76,14 +82,30 @@ impl State {
             deadline,
             spent: Arc::default(),
             seeded: None,
+            origin: Origin::default(),
             cursors: Vec::new(),
+            is_batch: batch.is_some(),
         })
+    }
+    /// Another request is in this instance, until `deadline`.
+    pub(super) fn joined(&mut self, deadline: Instant) {
+        self.deadline = self.deadline.max(deadline);
+        self.spent.forget();
+        self.log().again();
     }
     pub(super) fn env(&self) -> &Arc<Env> {
         &self.hooks.env
     }
     pub(super) fn log(&self) -> &Arc<Log> {
         &self.hooks.log
+    }
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+    /// Says what caused the invocation that begins; its lines and calls say so from then on.
+    pub(super) fn caused_by(&mut self, origin: Origin) {
+        self.log().works_for(origin.request_id.clone());
+        self.origin = origin;
     }
     /// The numbers of a seeded actor.
     pub(super) fn seeded(&mut self) -> &mut Seeded {
@@ -101,6 +123,7 @@ impl State {
             name: name.to_owned(),
             config: BTreeMap::new(),
             deadline: Some(self.deadline.saturating_duration_since(Instant::now())),
+            origin: self.origin.clone(),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! What an actor's grants come to in one instance: its WASI context. Nothing is there that the grants do not name,
 //! save a clock of whole milliseconds that begins with the instance, without which nothing could wait.
 
+use super::batch::{Batch, Tee};
 use super::granted::{Granted, Protocol};
 use super::guard::{self, RANDOM_BYTES_MAX};
 use super::output::{Log, Stream};
 use super::state::Env;
+use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,17 +17,21 @@ use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, WasiCtx};
 /// Of clocks that are not granted to be finer.
 const COARSE: Duration = Duration::from_millis(1);
 
-/// A fresh context for one instance.
-pub(super) fn context(env: &Arc<Env>, log: &Arc<Log>) -> wasmtime::Result<WasiCtx> {
+/// A fresh context for one instance; a program has besides what its caller gave it.
+pub(super) fn context(env: &Arc<Env>, log: &Arc<Log>, batch: Option<&Batch>) -> wasmtime::Result<WasiCtx> {
     let Granted { grants, folders, hash_seed, .. } = &env.granted;
     let mut wasi = WasiCtx::builder();
-    wasi.stdout(Stream::new(log, "stdout")).stderr(Stream::new(log, "stderr"));
-    wasi.args(&grants.args).insecure_random_seed(*hash_seed).max_random_size(RANDOM_BYTES_MAX);
+    match batch {
+        Some(batch) => wasi.stdout(Tee::stdout(log, batch)).stderr(Tee::stderr(log, batch)).args(&batch.args),
+        None => wasi.stdout(Stream::new(log, "stdout")).stderr(Stream::new(log, "stderr")).args(&grants.args),
+    };
+    wasi.insecure_random_seed(*hash_seed).max_random_size(RANDOM_BYTES_MAX);
     for (name, value) in &grants.env {
         wasi.env(name, value);
     }
-    if let Some(stdin) = &grants.stdin {
-        wasi.stdin(MemoryInputPipe::new(stdin.clone()));
+    let given = batch.and_then(|batch| batch.stdin.clone());
+    if let Some(stdin) = given.or_else(|| grants.stdin.clone().map(Bytes::from)) {
+        wasi.stdin(MemoryInputPipe::new(stdin));
     }
     for folder in folders {
         let perms = if folder.granted.write { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
@@ -82,7 +88,8 @@ impl HostMonotonicClock for Coarse {
     }
     fn now(&self) -> u64 {
         let nanos = u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        nanos - nanos % self.resolution()
+        // Not from zero: Go's runtime takes a clock that says so for a broken one.
+        nanos - nanos % self.resolution() + self.resolution()
     }
 }
 

@@ -1,41 +1,111 @@
 //! One request: which actor, its answer, or the status that says why there is none. Adds nothing to what the actor
 //! answers and takes away only what concerns the connection.
 
-use super::{Dispatch, Routes};
+use super::access::{Access, Entry};
+use super::connection::Client;
+use super::sent::{Activity, Sent, patient};
+use super::{Behind, Dispatch, Limits, Meter, Route, Routes};
 use crate::call::{Body, CallError};
+use crate::origin::{Origin, REQUEST_ID, TRACESTATE};
 use crate::rpc::strip_hop_by_hop;
-use http::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
+use crate::spans::{self, Kind, Span};
+use http::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// What every connection shares.
 pub(super) struct Front {
-    pub(super) routes: watch::Receiver<Arc<Routes>>,
-    pub(super) dispatch: Arc<dyn Dispatch>,
+    routes: watch::Receiver<Arc<Routes>>,
+    dispatch: Arc<dyn Dispatch>,
+    access: Option<Arc<Access>>,
+    pub(super) meter: Arc<Meter>,
+    limits: Limits,
 }
 
 impl Front {
-    pub(super) async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
-        let host = match host(&request) {
+    pub(super) fn new(behind: Behind) -> Self {
+        let Behind { routes, dispatch, access, meter, limits } = behind;
+        Self { routes, dispatch, access, meter, limits }
+    }
+
+    /// `activity` is that of an HTTP/2 connection.
+    pub(super) async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        client: Client,
+        activity: Option<&Arc<Activity>>,
+    ) -> Response<Body> {
+        let begun = Instant::now();
+        let mut span = begin_span(&mut request, client);
+        let origin = Origin::admit(request.headers_mut());
+        let mut entry = self.access.as_ref().map(|access| Box::new(Entry::begin(access, client, &origin, &request)));
+        let mut response = match self.find(&request) {
+            Ok(route) => {
+                if let Some(entry) = &mut entry {
+                    entry.routed(route.app.as_str(), route.actor.as_str());
+                }
+                if span.is_on() {
+                    span.set("lattice.app", route.app.to_string());
+                    span.set("lattice.actor", route.actor.to_string());
+                }
+                let response = self.ask(&route, request).await;
+                route.traffic.answered(response.status(), begun.elapsed());
+                response
+            }
+            Err(refused) => refused,
+        };
+        if span.is_on() {
+            end_span(&mut span, &origin, response.status());
+        }
+        if let Some(id) = origin.request_id {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        if let Some(entry) = &mut entry {
+            entry.answered(response.status());
+        }
+        match entry.is_some() || activity.is_some() {
+            true => response.map(|body| Sent::new(body, entry, activity).boxed_unsync()),
+            false => response,
+        }
+    }
+
+    /// The actor that is asked, or why there is none.
+    fn find(&self, request: &Request<Incoming>) -> Result<Arc<Route>, Response<Body>> {
+        let refuse = |status, why: &str| {
+            self.meter.refused.add(1);
+            Err(plain(status, why))
+        };
+        let host = match host(request) {
             Ok(host) => host,
-            Err(why) => return plain(StatusCode::BAD_REQUEST, why),
+            Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
         };
         if *request.method() == Method::CONNECT {
-            return plain(StatusCode::NOT_IMPLEMENTED, "CONNECT is not served: send the request itself");
+            return refuse(StatusCode::NOT_IMPLEMENTED, "CONNECT is not served: send the request itself");
         }
         // Not held across an await: the table may be replaced at any time.
         let found = self.routes.borrow().find(host, request.uri().path()).cloned();
         let Some(route) = found else {
+            self.meter.unrouted.add(1);
             let asked: String = host.chars().chain(request.uri().path().chars()).take(200).collect();
             let text = format!("no app has a route for {asked}; `lattice get apps` lists what is served");
-            return plain(StatusCode::NOT_FOUND, &text);
+            return Err(plain(StatusCode::NOT_FOUND, &text));
         };
+        if wants_websocket(request) {
+            let text = "WebSocket is not served here: wasi:http 0.2 gives an actor no connection; use requests, or an \
+                        answer that goes on (text/event-stream)";
+            return refuse(StatusCode::NOT_IMPLEMENTED, text);
+        }
+        Ok(route)
+    }
+
+    async fn ask(&self, route: &Route, mut request: Request<Incoming>) -> Response<Body> {
         strip_hop_by_hop(request.headers_mut());
-        let request = request.map(|body| body.map_err(wasmtime_wasi_http::Error::from).boxed_unsync());
-        match self.dispatch.http(&route, request).await {
+        let request = request.map(|body| patient(body, self.limits.body_wait));
+        match self.dispatch.http(route, request).await {
             Ok(response) if response.status().is_informational() => {
                 let text = format!("actor {}/{} answered with status {}", route.app, route.actor, response.status());
                 plain(StatusCode::BAD_GATEWAY, &text)
@@ -47,6 +117,40 @@ impl Front {
             Err(error) => refuse(&error),
         }
     }
+}
+
+/// The request's span, if somebody records; its headers then name it as what causes all else. It ends with the head of the
+/// answer. Names of attributes are those of OpenTelemetry's conventions for HTTP servers.
+fn begin_span(request: &mut Request<Incoming>, client: Client) -> Span {
+    let sent = || Origin::sent(request.headers());
+    let mut span = spans::begin(Kind::Server, sent, || request.method().to_string());
+    if !span.is_on() {
+        return span;
+    }
+    if Origin::sent(request.headers()).is_none() {
+        // A state without its parent is another trace's.
+        request.headers_mut().remove(TRACESTATE);
+    }
+    span.set("http.request.method", request.method().to_string());
+    span.set("url.path", request.uri().path().chars().take(512).collect::<String>());
+    span.set("url.scheme", if client.tls { "https" } else { "http" });
+    span.set("client.address", client.addr.ip().to_canonical().to_string());
+    spans::put(&span, request.headers_mut());
+    span
+}
+
+fn end_span(span: &mut Span, origin: &Origin, status: StatusCode) {
+    span.set("lattice.request_id", origin.request_id().to_owned());
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.failed(status.as_str());
+    }
+}
+
+/// Whether the client can go on only with a connection of its own (RFC 6455, 4.1). Other upgrades may be ignored.
+fn wants_websocket<B>(request: &Request<B>) -> bool {
+    let upgrade = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok());
+    upgrade.is_some_and(|names| names.split(',').any(|name| name.trim().eq_ignore_ascii_case("websocket")))
 }
 
 /// The host that is asked for: the target's authority, or the one Host header. There must be one, for the actor, too.

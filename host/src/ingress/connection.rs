@@ -1,23 +1,24 @@
 //! One connection: TLS if it is configured, then HTTP/1 or HTTP/2 by its first bytes. A client that is slow to say
-//! what it wants, or says too much, is cut off; one that is idle for long is let go.
+//! what it wants, says too much, or does not take what it asked for, is cut off; one that is idle for long is let go.
 
 use super::Limits;
 use super::answer::Front;
-use http::{Request, Response};
+use super::sent::{Activity, Quiet, UnderWay};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -30,9 +31,16 @@ const H2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// What every HTTP/2 connection begins with (RFC 9113, 3.4).
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client {
+    pub(super) addr: SocketAddr,
+    pub(super) tls: bool,
+}
+
 /// Serves one client until it goes, or until `stop`: then what is under way is finished.
 pub(super) async fn serve(
-    stream: TcpStream,
+    (stream, addr): (TcpStream, SocketAddr),
     tls: Option<TlsAcceptor>,
     front: Arc<Front>,
     limits: Limits,
@@ -40,21 +48,23 @@ pub(super) async fn serve(
 ) {
     // Answers are small and written whole: waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
+    let client = Client { addr, tls: tls.is_some() };
     match tls {
-        None => speak(stream, front, limits, stop).await,
+        None => speak(stream, client, front, limits, stop).await,
         Some(acceptor) => {
             let shaken = timeout(limits.head_wait, acceptor.accept(stream));
             tokio::select! {
                 () = stop.cancelled() => {}
-                shaken = shaken => if let Ok(Ok(stream)) = shaken {
-                    speak(stream, front, limits, stop).await;
+                shaken = shaken => match shaken {
+                    Ok(Ok(stream)) => speak(stream, client, front, limits, stop).await,
+                    _ => front.meter.handshakes_failed.add(1),
                 },
             }
         }
     }
 }
 
-async fn speak<S>(mut stream: S, front: Arc<Front>, limits: Limits, stop: CancellationToken)
+async fn speak<S>(mut stream: S, client: Client, front: Arc<Front>, limits: Limits, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -64,9 +74,12 @@ where
     };
     let Ok(Ok((first, len))) = first else { return };
     let is_http2 = first == *H2_PREFACE;
-    let io = TokioIo::new(Rewound { first, at: 0, len, stream });
-    let ended =
-        if is_http2 { speak_http2(io, front, limits, stop).await } else { speak_http1(io, front, limits, stop).await };
+    let io = TokioIo::new(Rewound { first, at: 0, len, stream, write_wait: limits.take_wait, late: None });
+    let ended = if is_http2 {
+        speak_http2(io, client, front, limits, stop).await
+    } else {
+        speak_http1(io, client, front, limits, stop).await
+    };
     if let Err(error) = ended {
         tracing::debug!(%error, "ingress connection ended");
     }
@@ -74,6 +87,7 @@ where
 
 async fn speak_http1<S>(
     io: TokioIo<Rewound<S>>,
+    client: Client,
     front: Arc<Front>,
     limits: Limits,
     stop: CancellationToken,
@@ -81,7 +95,10 @@ async fn speak_http1<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let service = service_fn(|request: Request<Incoming>| answer(&front, request));
+    let front = &*front;
+    let service = service_fn(move |request: Request<Incoming>| async move {
+        Ok::<_, Infallible>(front.answer(request, client, None).await)
+    });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.head_wait).max_buf_size(HEAD_BYTES_MAX);
     let mut connection = pin!(builder.serve_connection(io, service));
@@ -94,6 +111,7 @@ where
 
 async fn speak_http2<S>(
     io: TokioIo<Rewound<S>>,
+    client: Client,
     front: Arc<Front>,
     limits: Limits,
     stop: CancellationToken,
@@ -102,13 +120,14 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let activity = Arc::new(Activity::default());
-    let counted = activity.clone();
+    let (counted, answering) = (activity.clone(), front.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let (front, under_way) = (front.clone(), UnderWay::begin(&counted));
+        let (front, activity) = (answering.clone(), counted.clone());
         async move {
-            let response = answer(&front, request).await;
+            let under_way = UnderWay::begin(&activity);
+            let response = front.answer(request, client, Some(&activity)).await;
             drop(under_way);
-            response
+            Ok::<_, Infallible>(response)
         }
     });
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -119,53 +138,17 @@ where
         .keep_alive_interval(H2_PING_EVERY)
         .keep_alive_timeout(H2_PING_TIMEOUT);
     let mut connection = pin!(builder.serve_connection(io, service));
-    tokio::select! {
+    let quiet = tokio::select! {
         ended = &mut connection => return ended,
-        () = stop.cancelled() => {}
-        () = activity.idle(limits.idle) => {}
+        () = stop.cancelled() => Quiet::Idle,
+        quiet = activity.quiet(limits.idle) => quiet,
+    };
+    if quiet == Quiet::Stalled {
+        front.meter.stalled.add(1);
+        return Ok(());
     }
     connection.as_mut().graceful_shutdown();
     connection.await
-}
-
-async fn answer(front: &Front, request: Request<Incoming>) -> Result<Response<crate::call::Body>, Infallible> {
-    Ok(front.answer(request).await)
-}
-
-/// Requests begun and ended on one HTTP/2 connection.
-#[derive(Default)]
-struct Activity {
-    begun: AtomicU64,
-    ended: AtomicU64,
-}
-
-struct UnderWay(Arc<Activity>);
-
-impl UnderWay {
-    fn begin(activity: &Arc<Activity>) -> Self {
-        activity.begun.fetch_add(1, Ordering::Relaxed);
-        Self(activity.clone())
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Activity {
-    /// Returns when nothing was under way for `wait`.
-    async fn idle(&self, wait: Duration) {
-        loop {
-            let before = self.begun.load(Ordering::Relaxed);
-            tokio::time::sleep(wait).await;
-            let begun = self.begun.load(Ordering::Relaxed);
-            if begun == before && begun == self.ended.load(Ordering::Relaxed) {
-                return;
-            }
-        }
-    }
 }
 
 /// As many bytes as it takes to know that this is HTTP/2 or is not.
@@ -182,12 +165,28 @@ async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<([u8; 
     Ok((first, len))
 }
 
-/// A stream whose first bytes were read already.
+/// A stream whose first bytes were read already, to a client that has to take what is written in time.
 struct Rewound<S> {
     first: [u8; 24],
     at: usize,
     len: usize,
     stream: S,
+    write_wait: Duration,
+    /// While the client takes nothing.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Rewound<S> {
+    /// What came of a write; one that waits for too long has failed.
+    fn in_time<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.late = None;
+            return written;
+        }
+        let late = self.late.get_or_insert_with(|| Box::pin(sleep(self.write_wait)));
+        ready!(late.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing of what it asked for")))
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
@@ -205,20 +204,28 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.in_time(cx, written)
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_flush(cx);
+        this.in_time(cx, written)
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_shutdown(cx);
+        this.in_time(cx, written)
     }
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.in_time(cx, written)
     }
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()

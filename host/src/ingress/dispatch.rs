@@ -39,7 +39,7 @@ impl Nearest {
 #[async_trait::async_trait]
 impl Dispatch for Nearest {
     async fn http(&self, route: &Route, request: Request<Body>) -> Result<Response<Body>, CallError> {
-        let Route { app, actor, deadline } = route;
+        let Route { app, actor, deadline, .. } = route;
         match self.here.http(app, actor) {
             Some(actor) => actor.http(request, None).await,
             None => {

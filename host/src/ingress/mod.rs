@@ -1,16 +1,22 @@
 //! The way in: HTTP/1.1 and HTTP/2 on one address, to the actors that the route table names. Never listens beyond
 //! loopback in the clear; never lets a client hold more than a connection and bounded memory.
 //!
-//! Reading order: `routes` (pure), `answer` (one request), `connection` (one client), `dispatch` (here or elsewhere).
+//! Reading order: `routes` (pure), `answer` (one request), `connection` (one client), `sent` (bodies), `dispatch` (here or
+//! elsewhere), `tls` (certificates), `access` (the access log).
 
+mod access;
 mod answer;
 mod connection;
 mod dispatch;
 mod routes;
+mod sent;
+pub mod tls;
 
+pub use access::{Access, Error as AccessError, Target as AccessTarget};
 pub use dispatch::{Dispatch, Here, Nearest};
 pub use routes::{Route, Routes};
 
+use crate::metrics::Count;
 use answer::Front;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,13 +46,52 @@ pub struct Limits {
     pub connections_max: usize,
     /// Time for the TLS handshake, and for each request's head, which is also how long HTTP/1 may be idle.
     pub head_wait: Duration,
-    /// How long HTTP/2 may be idle.
+    /// How long HTTP/2 may be idle, and how long its client may take nothing of what it asked for.
     pub idle: Duration,
+    /// Until the next piece of a request's body.
+    pub body_wait: Duration,
+    /// Until the client takes the next bytes written to it.
+    pub take_wait: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections_max: 10_000, head_wait: Duration::from_secs(10), idle: Duration::from_secs(60) }
+        Self {
+            connections_max: 10_000,
+            head_wait: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            body_wait: Duration::from_secs(30),
+            take_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What is counted besides the requests of actors.
+#[derive(Debug, Default)]
+pub struct Meter {
+    /// Connections taken, and those that have ended.
+    pub taken: Count,
+    pub ended: Count,
+    pub handshakes_failed: Count,
+    /// Requests for which there is no route, and those that no actor could be asked.
+    pub unrouted: Count,
+    pub refused: Count,
+    /// Connections cut because the client took nothing.
+    pub stalled: Count,
+}
+
+/// What a way in stands on, besides its address.
+pub struct Behind {
+    pub routes: watch::Receiver<Arc<Routes>>,
+    pub dispatch: Arc<dyn Dispatch>,
+    pub access: Option<Arc<Access>>,
+    pub meter: Arc<Meter>,
+    pub limits: Limits,
+}
+
+impl Behind {
+    pub fn new(routes: watch::Receiver<Arc<Routes>>, dispatch: Arc<dyn Dispatch>) -> Self {
+        Self { routes, dispatch, access: None, meter: Arc::default(), limits: Limits::default() }
     }
 }
 
@@ -65,22 +110,11 @@ pub struct Ingress {
 }
 
 impl Ingress {
-    /// Listens on `addr` and serves what `routes` says then. `tls` speaks HTTP/2 where the client can.
+    /// Listens on `addr` and serves what the routes say then. `tls` speaks HTTP/2 where the client can.
     pub async fn start(
         addr: SocketAddr,
         tls: Option<Arc<rustls::ServerConfig>>,
-        routes: watch::Receiver<Arc<Routes>>,
-        dispatch: Arc<dyn Dispatch>,
-    ) -> Result<Self, Error> {
-        Self::start_with(addr, tls, routes, dispatch, Limits::default()).await
-    }
-
-    pub async fn start_with(
-        addr: SocketAddr,
-        tls: Option<Arc<rustls::ServerConfig>>,
-        routes: watch::Receiver<Arc<Routes>>,
-        dispatch: Arc<dyn Dispatch>,
-        limits: Limits,
+        behind: Behind,
     ) -> Result<Self, Error> {
         check_listen(addr, tls.is_some())?;
         let listener = TcpListener::bind(addr).await.map_err(|source| Error::Listen { addr, source })?;
@@ -90,8 +124,8 @@ impl Ingress {
         let accept = Accept {
             listener,
             tls: tls.map(acceptor),
-            front: Arc::new(Front { routes, dispatch }),
-            limits,
+            limits: behind.limits,
+            front: Arc::new(Front::new(behind)),
             connections: connections.clone(),
             stop: stop.clone(),
             cut: cut.clone(),
@@ -149,14 +183,16 @@ impl Accept {
                 next = next => next,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok(accepted) => {
                     let (tls, front, stop) = (self.tls.clone(), self.front.clone(), self.stop.clone());
-                    let (limits, cut) = (self.limits, self.cut.clone());
+                    let (limits, cut, meter) = (self.limits, self.cut.clone(), self.front.meter.clone());
+                    meter.taken.add(1);
                     self.connections.spawn(async move {
                         tokio::select! {
-                            () = connection::serve(stream, tls, front, limits, stop) => {}
+                            () = connection::serve(accepted, tls, front, limits, stop) => {}
                             () = cut.cancelled() => {}
                         }
+                        meter.ended.add(1);
                         drop(place);
                     });
                 }

@@ -2,6 +2,7 @@
 //! longest, then routes for any host; among these the longest path prefix, by whole segments. Paths are compared as
 //! they were sent: routing grants nothing, so it decodes nothing.
 
+use crate::metrics::{Book, Traffic};
 use proto::app::Name;
 use proto::v1;
 use std::borrow::Cow;
@@ -10,12 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Where a request goes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone)]
 pub struct Route {
     pub app: Name,
     pub actor: Name,
     /// How long one request may take there.
     pub deadline: Duration,
+    /// What went there.
+    pub traffic: Arc<Traffic>,
 }
 
 /// Of an actor whose limit a scheduler of an older build did not tell.
@@ -42,7 +45,7 @@ struct Paths {
 impl Routes {
     /// Also how many routes were refused because they name no app or actor, or their path does not begin with "/".
     /// Of two for the same host and path the one of the lesser app and actor stays, on every host the same.
-    pub fn from_wire(routes: &[v1::Route]) -> (Self, usize) {
+    pub fn from_wire(routes: &[v1::Route], book: &Book) -> (Self, usize) {
         let mut table = Self::default();
         let mut refused = 0;
         for route in routes {
@@ -52,8 +55,8 @@ impl Routes {
                 continue;
             };
             let told = (route.deadline_ms > 0).then(|| Duration::from_millis(route.deadline_ms));
-            let route_to = Route { app, actor, deadline: told.unwrap_or(DEADLINE_DEFAULT) };
-            table.insert(&route.host, &route.path, route_to);
+            let (deadline, traffic) = (told.unwrap_or(DEADLINE_DEFAULT), book.of(&app, &actor));
+            table.insert(&route.host, &route.path, Route { app, actor, deadline, traffic });
         }
         (table, refused)
     }
@@ -68,7 +71,7 @@ impl Routes {
         let prefix = path.trim_end_matches('/');
         paths.longest = paths.longest.max(prefix.len());
         match paths.prefixes.get_mut(prefix) {
-            Some(there) if **there <= route => {}
+            Some(there) if (&there.app, &there.actor) <= (&route.app, &route.actor) => {}
             Some(there) => *there = Arc::new(route),
             None => drop(paths.prefixes.insert(prefix.to_owned(), Arc::new(route))),
         }
@@ -148,7 +151,7 @@ mod tests {
                 deadline_ms: 0,
             })
             .collect();
-        let (routes, refused) = Routes::from_wire(&wire);
+        let (routes, refused) = Routes::from_wire(&wire, &Book::default());
         assert_eq!(refused, 0);
         routes
     }
@@ -240,7 +243,7 @@ mod tests {
                 deadline_ms: 0,
             })
             .collect();
-        assert_eq!(Routes::from_wire(&wire).1, 4);
+        assert_eq!(Routes::from_wire(&wire, &Book::default()).1, 4);
     }
 
     #[test]

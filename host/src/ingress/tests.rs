@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::call::{Body, CallError};
+use crate::metrics::Book;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -18,6 +19,28 @@ struct Actors {
     asked: AtomicUsize,
     slow_begun: Notify,
     slow_may_end: Notify,
+    /// Told when a body without end was dropped.
+    endless_ended: Arc<Notify>,
+}
+
+/// A body that goes on for as long as it is taken.
+struct Endless(Arc<Notify>);
+
+impl hyper::body::Body for Endless {
+    type Data = bytes::Bytes;
+    type Error = wasmtime_wasi_http::Error;
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, Self::Error>>> {
+        std::task::Poll::Ready(Some(Ok(hyper::body::Frame::data(bytes::Bytes::from_static(&[0; 16_384])))))
+    }
+}
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }
 
 fn body(text: String) -> Body {
@@ -34,13 +57,15 @@ impl Dispatch for Actors {
             "/overloaded" => return Err(CallError::Overloaded("actor app/root: its queue is full".into())),
             "/deadline" => return Err(CallError::Deadline("too slow".into())),
             "/trapped" => return Err(CallError::Trapped("trap:\nunreachable".into())),
+            "/endless" => return Ok(Response::new(Endless(self.endless_ended.clone()).boxed_unsync())),
             "/slow" => {
                 self.slow_begun.notify_one();
                 self.slow_may_end.notified().await;
             }
             _ => {}
         }
-        let headers: Vec<String> = request.headers().keys().map(ToString::to_string).collect();
+        let mut headers: Vec<String> = request.headers().keys().map(ToString::to_string).collect();
+        headers.sort();
         let method = request.method().clone();
         let sent = request.into_body().collect().await.map_err(|e| CallError::Trapped(e.to_string()))?.to_bytes();
         let text = format!("{app}/{actor} {method} {path} {} [{}]", sent.len(), headers.join(" "));
@@ -59,19 +84,32 @@ fn route(host: &str, path: &str, actor: &str) -> v1::Route {
     v1::Route { host: host.into(), path: path.into(), app: "app".into(), actor: actor.into(), deadline_ms: 0 }
 }
 
+fn table(routes: &[v1::Route], book: &Book) -> Arc<Routes> {
+    Arc::new(Routes::from_wire(routes, book).0)
+}
+
 struct Bench {
     ingress: Ingress,
     actors: Arc<Actors>,
     routes: watch::Sender<Arc<Routes>>,
+    book: Book,
+    meter: Arc<Meter>,
 }
 
 async fn bench(limits: Limits) -> Bench {
-    let table = [route("", "/", "root"), route("shop.example", "/cart", "cart"), route("shop.example", "/", "shop")];
-    let (routes, seen) = watch::channel(Arc::new(Routes::from_wire(&table).0));
+    bench_with(limits, None).await
+}
+
+async fn bench_with(limits: Limits, access: Option<Arc<Access>>) -> Bench {
+    let routes = [route("", "/", "root"), route("shop.example", "/cart", "cart"), route("shop.example", "/", "shop")];
+    let book = Book::default();
+    let (routes, seen) = watch::channel(table(&routes, &book));
     let actors = Arc::new(Actors::default());
     let at = "127.0.0.1:0".parse().unwrap();
-    let ingress = Ingress::start_with(at, None, seen, actors.clone(), limits).await.unwrap();
-    Bench { ingress, actors, routes }
+    let meter = Arc::<Meter>::default();
+    let behind = Behind { limits, access, meter: meter.clone(), ..Behind::new(seen, actors.clone()) };
+    let ingress = Ingress::start(at, None, behind).await.unwrap();
+    Bench { ingress, actors, routes, book, meter }
 }
 
 impl Bench {
@@ -105,7 +143,7 @@ async fn requests_go_where_the_routes_say() {
         let answer = bench.get(host, path).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(expected), "{host}{path}: {answer}");
     }
-    bench.routes.send(Arc::new(Routes::from_wire(&[route("", "/new", "fresh")]).0)).unwrap();
+    bench.routes.send(table(&[route("", "/new", "fresh")], &bench.book)).unwrap();
     let answer = bench.get("shop.example", "/cart").await;
     assert!(
         answer.starts_with("HTTP/1.1 404 ") && answer.contains("shop.example/cart; `lattice get apps`"),
@@ -132,7 +170,7 @@ async fn headers_of_one_connection_stay_there() {
     let request = "POST /p HTTP/1.1\r\nHost: x\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nTE: gzip\r\nUpgrade: h2c\r\n\
                    Transfer-Encoding: chunked\r\nX-End: 1\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     let answer = bench.raw(request.as_bytes()).await;
-    assert!(answer.contains("app/root POST /p 5 [host x-end]"), "{answer}");
+    assert!(answer.contains("app/root POST /p 5 [host traceparent x-end x-request-id]"), "{answer}");
     assert!(answer.contains("x-own: 1") && !answer.contains("x-private"), "{answer}");
 }
 
@@ -290,55 +328,210 @@ async fn only_loopback_is_listened_on_in_the_clear() {
     }
     let (_sender, routes) = watch::channel(Arc::new(Routes::default()));
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let started = Ingress::start(taken.local_addr().unwrap(), None, routes, Arc::new(Actors::default())).await;
+    let behind = Behind::new(routes, Arc::new(Actors::default()));
+    let started = Ingress::start(taken.local_addr().unwrap(), None, behind).await;
     assert!(matches!(started.err(), Some(Error::Listen { .. })));
 }
 
-#[tokio::test]
-async fn tls_speaks_both_versions() {
+/// A certificate for a name, as files.
+fn write_pair(
+    dir: &std::path::Path,
+    file: &str,
+    name: &str,
+) -> (tls::Pair, rustls::pki_types::CertificateDer<'static>) {
+    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+    let pair = (dir.join(format!("{file}.pem")), dir.join(format!("{file}.key")));
+    std::fs::write(&pair.0, made.cert.pem()).unwrap();
+    std::fs::write(&pair.1, made.signing_key.serialize_pem()).unwrap();
+    (pair, made.cert.der().clone())
+}
+
+/// Connects as a client that trusts only this certificate.
+async fn connect_tls(
+    at: std::net::SocketAddr,
+    name: &'static str,
+    alpn: &[u8],
+    trusted: &rustls::pki_types::CertificateDer<'static>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let made = rcgen::generate_simple_self_signed(vec!["shop.example".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
-    let server = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-    let server = server.unwrap().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
-    let (_routes, seen) = watch::channel(Arc::new(Routes::from_wire(&[route("", "/", "root")]).0));
-    let limits = Limits { head_wait: Duration::from_millis(500), ..Limits::default() };
-    let at = "127.0.0.1:0".parse().unwrap();
-    let actors = Arc::new(Actors::default());
-    let ingress = Ingress::start_with(at, Some(Arc::new(server)), seen, actors, limits).await.unwrap();
-
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let client = |alpn: &[u8]| {
-        let client =
-            rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let mut client = client.unwrap().with_root_certificates(roots.clone()).with_no_client_auth();
-        client.alpn_protocols = vec![alpn.to_vec()];
-        tokio_rustls::TlsConnector::from(Arc::new(client))
-    };
-    let connect = async |alpn: &[u8]| {
-        let stream = TcpStream::connect(ingress.addr()).await.unwrap();
-        client(alpn).connect("shop.example".try_into().unwrap(), stream).await.unwrap()
-    };
-    let mut http1 = connect(b"http/1.1").await;
-    http1.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    http1.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.contains("app/root GET /"), "{answer}");
+    roots.add(trusted.clone()).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut client = client.unwrap().with_root_certificates(roots).with_no_client_auth();
+    client.alpn_protocols = vec![alpn.to_vec()];
+    let stream = TcpStream::connect(at).await.unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name.try_into().unwrap(), stream).await
+}
 
-    let io = TokioIo::new(connect(b"h2").await);
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+async fn ask_tls(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> String {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn tls_has_a_certificate_for_each_name_and_takes_new_ones_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shop, shop_cert) = write_pair(dir.path(), "shop", "shop.example");
+    let (cafe, cafe_cert) = write_pair(dir.path(), "cafe", "cafe.example");
+    let served = tls::server(&[shop.clone(), cafe.clone()]).unwrap();
+    let (_routes, seen) = watch::channel(table(&[route("", "/", "root")], &Book::default()));
+    let limits = Limits { head_wait: Duration::from_millis(500), ..Limits::default() };
+    let behind = Behind { limits, ..Behind::new(seen, Arc::new(Actors::default())) };
+    let meter = behind.meter.clone();
+    let ingress = Ingress::start("127.0.0.1:0".parse().unwrap(), Some(served.config), behind).await.unwrap();
+    let at = ingress.addr();
+
+    for (name, cert) in [("shop.example", &shop_cert), ("cafe.example", &cafe_cert)] {
+        let answer = ask_tls(&mut connect_tls(at, name, b"http/1.1", cert).await.unwrap()).await;
+        assert!(answer.contains("app/root GET /"), "{answer}");
+    }
+    assert!(connect_tls(at, "cafe.example", b"http/1.1", &shop_cert).await.is_err(), "it is not the first one's");
+    let http2 = connect_tls(at, "shop.example", b"h2", &shop_cert).await.unwrap();
+    assert_eq!(http2.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(http2)).await.unwrap();
     tokio::spawn(connection);
-    let request = Request::builder().uri("https://shop.example/two").body(body(String::new())).unwrap();
-    let text = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-    assert!(text.starts_with(b"app/root GET /two"), "{text:?}");
+    let request = Request::builder().uri("https://shop.example/h2").body(body(String::new())).unwrap();
+    assert_eq!(sender.send_request(request).await.unwrap().status(), 200);
 
     // Who never shakes hands, or speaks in the clear, is cut off.
     for bytes in [b"".as_slice(), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"] {
-        let mut stream = TcpStream::connect(ingress.addr()).await.unwrap();
+        let mut stream = TcpStream::connect(at).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut answer = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+        let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
         assert!(ended.is_ok() && !answer.starts_with(b"HTTP"), "{answer:?}");
     }
+    assert!(meter.handshakes_failed.get() >= 3, "the wrong name is one, too");
+
+    // A broken file changes nothing; a good one is shown without a new start.
+    std::fs::write(&shop.0, "garbage").unwrap();
+    let (_, renewed) = write_pair(dir.path(), "cafe", "cafe.example");
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while connect_tls(at, "cafe.example", b"http/1.1", &renewed).await.is_err() {
+        assert!(std::time::Instant::now() < end, "the new certificate is not shown");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(connect_tls(at, "cafe.example", b"http/1.1", &cafe_cert).await.is_err());
+    let answer = ask_tls(&mut connect_tls(at, "shop.example", b"http/1.1", &shop_cert).await.unwrap()).await;
+    assert!(answer.contains("app/root GET /"), "{answer}");
+    assert_eq!(served.certificates.failed(), 1);
+}
+
+#[tokio::test]
+async fn requests_have_an_id_and_a_trace() {
+    let bench = bench(Limits::default()).await;
+    let answer = bench.get("x", "/").await;
+    let id = answer.lines().find_map(|line| line.strip_prefix("x-request-id: ")).unwrap();
+    assert!(id.len() == 32 && answer.contains("[host traceparent x-request-id]"), "{answer}");
+    assert_ne!(bench.get("x", "/").await.lines().find_map(|line| line.strip_prefix("x-request-id: ")), Some(id));
+    let given = "GET / HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine-7\r\nConnection: close\r\n\r\n";
+    assert!(bench.raw(given.as_bytes()).await.contains("x-request-id: mine-7\r\n"));
+    // Errors have one too: they are what people ask about.
+    assert!(bench.get("x", "/overloaded").await.contains("x-request-id: "));
+    let traffic = bench.book.list().into_iter().find(|(key, _)| key.1.as_str() == "root").unwrap().1;
+    assert_eq!((traffic.classes(), traffic.took().count()), ([0, 3, 0, 0, 1], 4));
+}
+
+#[tokio::test]
+async fn a_client_that_wants_a_websocket_is_told_why_not() {
+    let bench = bench(Limits::default()).await;
+    let asks = |upgrade: &str| {
+        format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: {upgrade}\r\n\r\n").into_bytes()
+    };
+    let answer = bench.raw(&asks("websocket")).await;
+    assert!(answer.starts_with("HTTP/1.1 501 ") && answer.contains("WebSocket is not served"), "{answer}");
+    assert!(bench.raw(&asks("h2c")).await.starts_with("HTTP/1.1 200 "), "others may be ignored");
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_ends_its_request() {
+    let limits = Limits { body_wait: Duration::from_millis(100), ..Limits::default() };
+    let bench = bench(limits).await;
+    let begun = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf";
+    let answer = tokio::time::timeout(Duration::from_secs(20), bench.raw(begun)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 500 ") && answer.contains("connection read timeout"), "{answer}");
+}
+
+#[tokio::test]
+async fn clients_that_take_nothing_are_cut_off() {
+    let limits =
+        Limits { take_wait: Duration::from_millis(200), idle: Duration::from_millis(200), ..Limits::default() };
+    let bench = bench(limits).await;
+    // HTTP/1: the socket's buffers are full, and nobody reads.
+    let mut stream = bench.connect().await;
+    stream.write_all(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    bench.actors.endless_ended.notified().await;
+    // HTTP/2: the stream's window is closed, the connection lives.
+    let io = TokioIo::new(bench.connect().await);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::builder().uri("http://x/endless").body(body(String::new())).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    bench.actors.endless_ended.notified().await;
+    assert_eq!(bench.meter.stalled.get(), 1);
+    drop(response);
+    let _ = connection.await;
+    // An actor that lets its client wait is no such client's fault.
+    let io = TokioIo::new(bench.connect().await);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::builder().uri("http://x/slow").body(body(String::new())).unwrap();
+    let asked = tokio::spawn(async move { sender.send_request(request).await });
+    bench.actors.slow_begun.notified().await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    bench.actors.slow_may_end.notify_one();
+    assert_eq!(asked.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn the_access_log_has_a_line_for_each_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let access = Arc::new(Access::open(&AccessTarget::File(path.clone())).unwrap());
+    let bench = bench_with(Limits::default(), Some(access)).await;
+    let asked = "POST /cart/7?secret=1 HTTP/1.1\r\nHost: shop.example\r\nX-Request-Id: r-1\r\nUser-Agent: t/1 \"q\"\r\n\
+                 Content-Length: 3\r\nConnection: close\r\n\r\nabc";
+    let answer = bench.raw(asked.as_bytes()).await;
+    let bytes = answer.split("\r\n\r\n").nth(1).unwrap().len();
+    assert!(bench.get("x", "/trapped").await.starts_with("HTTP/1.1 500 "));
+    bench.routes.send(table(&[], &bench.book)).unwrap();
+    assert!(bench.get("x", "/none").await.starts_with("HTTP/1.1 404 "));
+    assert!(bench.ingress.stop(Duration::from_secs(5)).await);
+    drop((bench.routes, bench.actors));
+    // The writer is behind by a moment.
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    let lines = loop {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        if lines.len() == 3 {
+            break lines;
+        }
+        assert!(std::time::Instant::now() < end, "{text}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let first = &lines[0];
+    for (name, value) in [
+        ("request_id", serde_json::json!("r-1")),
+        ("client", "127.0.0.1".into()),
+        ("method", "POST".into()),
+        ("scheme", "http".into()),
+        ("host", "shop.example".into()),
+        // Without its query: that may hold what is nobody's business.
+        ("path", "/cart/7".into()),
+        ("protocol", "HTTP/1.1".into()),
+        ("user_agent", "t/1 \"q\"".into()),
+        ("app", "app".into()),
+        ("actor", "cart".into()),
+        ("status", 200.into()),
+        ("bytes", bytes.into()),
+        ("complete", true.into()),
+    ] {
+        assert_eq!(first[name], value, "{name} of {first}");
+    }
+    assert!(first["total_ms"].as_f64() >= first["head_ms"].as_f64() && first["trace_id"].as_str().is_some(), "{first}");
+    assert_eq!((&lines[1]["status"], &lines[2]["status"]), (&500.into(), &404.into()));
+    assert!(lines[2]["actor"].is_null());
 }

@@ -181,20 +181,21 @@ async fn the_same_link_is_local_or_remote_as_its_provider_moves() {
     let here = Arc::new(Here::default());
     let table = table(&here).await;
 
-    let away = table.keyvalue("wasi:keyvalue/store", "default").unwrap().get("", "k").await.unwrap_err();
+    let away =
+        table.keyvalue("wasi:keyvalue/store", "default", &Origin::default()).unwrap().get("", "k").await.unwrap_err();
     assert!(away.to_string().contains("shop/kv is on another host and the bus is not connected"), "{away}");
-    let keystore = table.keystore("kept").unwrap().get("k").await.unwrap_err();
+    let keystore = table.keystore("kept", &Origin::default()).unwrap().get("k").await.unwrap_err();
     assert!(keystore.to_string().contains("link \"kept\" of actor \"cart\""), "{keystore}");
 
     *here.provider.lock().unwrap() = Some(LocalProvider::Keyvalue(store.clone()));
-    let kv = table.keyvalue("wasi:keyvalue/store", "default").unwrap();
+    let kv = table.keyvalue("wasi:keyvalue/store", "default", &Origin::default()).unwrap();
     kv.set("", "k", Bytes::from_static(b"v")).await.unwrap();
     assert_eq!(kv.get("carts", "k").await.unwrap().unwrap().as_ref(), b"v", "the link names the bucket");
-    table.keystore("kept").unwrap().set("k", Bytes::from_static(b"w"), None).await.unwrap();
-    assert_eq!(table.keystore("kept").unwrap().get("k").await.unwrap().unwrap().as_ref(), b"w");
+    table.keystore("kept", &Origin::default()).unwrap().set("k", Bytes::from_static(b"w"), None).await.unwrap();
+    assert_eq!(table.keystore("kept", &Origin::default()).unwrap().get("k").await.unwrap().unwrap().as_ref(), b"w");
 
     *here.provider.lock().unwrap() = None;
-    assert!(table.keyvalue("wasi:keyvalue/store", "default").unwrap().get("", "k").await.is_err());
+    assert!(table.keyvalue("wasi:keyvalue/store", "default", &Origin::default()).unwrap().get("", "k").await.is_err());
 }
 
 #[tokio::test]
@@ -205,7 +206,7 @@ async fn an_actor_may_stand_for_the_keystore() {
     let table = table(&here).await;
     // The store answers the same bytes as an actor that exports the interface.
     *here.actor.lock().unwrap() = Some(Arc::new(KeyValueServer::new(store, name("shop"), name("store"))));
-    let keystore = table.keystore("default").unwrap();
+    let keystore = table.keystore("default", &Origin::default()).unwrap();
     keystore.set("k", Bytes::from_static(b"v"), Some(60)).await.unwrap();
     assert_eq!(keystore.get("k").await.unwrap().unwrap().as_ref(), b"v");
     let mut params = crate::value::Writer::new();
@@ -213,8 +214,8 @@ async fn an_actor_may_stand_for_the_keystore() {
     let dynamic = table.dynamic("lattice:keystore/store@0.1.0", "default").unwrap();
     let answer = dynamic.serve(&LinkContext::default(), "lattice:keystore/store", "get", params.finish()).await;
     assert_eq!(answer.unwrap().len(), 13, "ok, some, one byte");
-    let odd = table.keyvalue("wasi:keyvalue/store", "odd").err().unwrap();
+    let odd = table.keyvalue("wasi:keyvalue/store", "odd", &Origin::default()).err().unwrap();
     assert!(matches!(odd, CallError::Invalid(m) if m.contains("builtin:keyvalue")));
     assert!(matches!(table.dynamic("shop:prices/quote", "gone").err(), Some(CallError::Invalid(_))));
-    assert!(matches!(table.keystore("nope").err(), Some(CallError::Denied(_))));
+    assert!(matches!(table.keystore("nope", &Origin::default()).err(), Some(CallError::Denied(_))));
 }

@@ -70,7 +70,8 @@ mod tests {
 
     fn link(read_only: bool) -> LinkContext {
         let config = read_only.then(|| ("read_only".to_owned(), "true".to_owned())).into_iter().collect();
-        LinkContext { app: "shop".into(), consumer: "cart".into(), name: "default".into(), config, deadline: None }
+        let (app, consumer, name) = ("shop".into(), "cart".into(), "default".into());
+        LinkContext { app, consumer, name, config, ..LinkContext::default() }
     }
 
     #[tokio::test]

@@ -2,8 +2,10 @@
 
 use super::{CONCURRENT_MAX, Caller, DEADLINE_DEFAULT, Permit, call_error, refusal};
 use crate::call::{CallError, LinkContext, Serve};
+use crate::origin::Origin;
+use crate::spans::{self, Kind};
 use crate::value::ENCODED_BYTES_MAX;
-use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving};
+use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving, Share};
 use bytes::Bytes;
 use proto::app::Name;
 use std::sync::Arc;
@@ -11,6 +13,9 @@ use std::time::Instant;
 
 /// The function, the consumer's app, the consumer, the link, with spaces between; only the last may have spaces in it.
 const CALL: &str = "Lattice-Call";
+/// What caused the call, where that is known.
+const REQUEST: &str = "Lattice-Request";
+const TRACE: &str = "traceparent";
 /// Bytes of the name of a function or a link.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -39,12 +44,18 @@ impl Serve for RemoteServe {
         check_bytes(&params, interface)?;
         let subject = self.bus.subjects().rpc(&self.app, &self.component, interface);
         let call = format!("{function} {} {} {}", link.app, link.consumer, link.name);
-        let headers = Headers::from([(CALL.to_owned(), call)]);
+        let whom = || format!("{}/{}", self.app, self.component);
+        let mut span =
+            spans::begin(Kind::Client, || link.origin.clone(), || format!("{interface}.{function} of {}", whom()));
+        let mut headers = Headers::from([(CALL.to_owned(), call)]);
+        put_origin(&mut headers, &spans::caused_by(&span, &link.origin));
         let reply = self.bus.call(subject, headers, params, link.deadline.unwrap_or(DEADLINE_DEFAULT)).await;
-        reply.map(|r| r.payload).map_err(|e| {
+        let answer = reply.map(|r| r.payload).map_err(|e| {
             let who = format!("link {:?} of actor {:?}", link.name, link.consumer);
-            call_error(e, &who, interface, &format!("{}/{}", self.app, self.component))
-        })
+            call_error(e, &who, interface, &whom())
+        });
+        spans::ended(&mut span, &answer);
+        answer
     }
 }
 
@@ -75,10 +86,8 @@ pub async fn serve_component(
             let end = end.clone();
             async move { end.answer(request).await }
         };
-        servings.push(match is_quick {
-            true => bus.serve_in_place(subject, queue, CONCURRENT_MAX, answer).await?,
-            false => bus.serve(subject, queue, CONCURRENT_MAX, answer).await?,
-        });
+        let share = if is_quick { Share::in_place(CONCURRENT_MAX) } else { CONCURRENT_MAX.into() };
+        servings.push(bus.serve(subject, queue, share, answer).await?);
     }
     Ok(servings)
 }
@@ -117,14 +126,22 @@ impl End {
             ))));
         };
         check_bytes(&request.payload, &self.interface).map_err(refusal)?;
+        let origin = Origin::from_texts(request.headers.get(REQUEST), request.headers.get(TRACE));
+        let mut span = spans::begin(
+            Kind::Server,
+            || origin.clone(),
+            || format!("{}.{function} of {}/{}", self.interface, self.app, self.component),
+        );
         let link = LinkContext {
             app: caller.app.into(),
             consumer: caller.consumer.into(),
             name: caller.link,
             config,
             deadline: Some(request.deadline.saturating_duration_since(Instant::now())),
+            origin: spans::caused_by(&span, &origin),
         };
         let result = self.serve.serve(&link, &self.interface, &function, request.payload).await;
+        spans::ended(&mut span, &result);
         match result {
             Ok(payload) => Ok(Reply { headers: Headers::new(), payload }),
             Err(error) => {
@@ -150,6 +167,14 @@ impl End {
             link: part()?.to_owned(),
         };
         Some((function, caller))
+    }
+}
+
+fn put_origin(headers: &mut Headers, origin: &Origin) {
+    for (name, value) in [(REQUEST, &origin.request_id), (TRACE, &origin.traceparent)] {
+        if let Some(text) = value.as_ref().and_then(|value| value.to_str().ok()) {
+            headers.insert(name.to_owned(), text.to_owned());
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! HTTP requests to an actor on another host. Bodies travel whole, so both are bounded; trailers stay behind.
 
 use super::head::{self, BODY_BYTES_MAX};
-use super::{CONCURRENT_MAX, call_error, refusal, strip_hop_by_hop};
+use super::{CONCURRENT_MAX, Slot, call_error, refusal, strip_hop_by_hop};
 use crate::call::{Body, CallError, HttpServe};
+use crate::origin::Origin;
+use crate::spans::{self, Kind};
 use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -93,6 +95,8 @@ impl HttpServe for RemoteHttp {
         let whom = format!("{}/{}", self.app, self.actor);
         let (mut parts, body) = request.into_parts();
         strip_hop_by_hop(&mut parts.headers);
+        let mut span = spans::begin(Kind::Client, || Origin::of(&parts.headers), || format!("HTTP of {whom}"));
+        spans::put(&span, &mut parts.headers);
         let body = tokio::time::timeout(left, whole(body, || format!("the request's body for {whom}")))
             .await
             .map_err(|_| CallError::Deadline(format!("the request's body for {whom} did not arrive in {left:?}")))??;
@@ -101,7 +105,9 @@ impl HttpServe for RemoteHttp {
         let subject = self.bus.subjects().rpc(&self.app, &self.actor, HTTP_INTERFACE);
         let repeatable = matches!(parts.method, http::Method::GET | http::Method::HEAD);
         let reply = self.call_surely(subject, message, end, repeatable).await;
-        let reply = reply.map_err(|e| call_error(e, "ingress", "HTTP", &whom))?;
+        let reply = reply.map_err(|e| call_error(e, "ingress", "HTTP", &whom));
+        spans::ended(&mut span, &reply);
+        let reply = reply?;
         let response = head::decode_response(reply.payload)?;
         Ok(response.map(full))
     }
@@ -109,13 +115,18 @@ impl HttpServe for RemoteHttp {
 
 /// Answers HTTP requests for the actor `actor` of `app` from the bus, sharing them with the other hosts that run it,
 /// for as long as the result is kept.
-pub async fn serve_http(bus: &Bus, app: &Name, actor: &Name, serve: Arc<dyn HttpServe>) -> Result<Serving, bus::Error> {
+pub async fn serve_http(
+    bus: &Bus,
+    app: &Name,
+    actor: &Name,
+    serve: Arc<Slot<Arc<dyn HttpServe>>>,
+) -> Result<Serving, bus::Error> {
     let subject = bus.subjects().rpc(app, actor, HTTP_INTERFACE);
     let whom: Arc<str> = format!("{app}/{actor}").into();
     let counted = bus.clone();
     let answer = move |request| {
         let (serve, whom, bus) = (serve.clone(), whom.clone(), counted.clone());
-        async move { answer(&bus, &*serve, &whom, request).await }
+        async move { answer(&bus, &*serve.get(), &whom, request).await }
     };
     bus.serve(subject, Some("rpc".to_owned()), CONCURRENT_MAX, answer).await
 }

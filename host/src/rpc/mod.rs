@@ -14,7 +14,7 @@ pub use http::{HTTP_INTERFACE, RemoteHttp, serve_http};
 
 use crate::call::CallError;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Time for a call whose caller named none.
@@ -40,6 +40,24 @@ pub struct Caller {
 /// The target config of the caller's link, if the app that the serving host knows has such a link. `link::permit`
 /// answers it for one app.
 pub type Permit = Arc<dyn Fn(&Caller) -> Option<BTreeMap<String, String>> + Send + Sync>;
+
+/// What answers now. It is replaced while requests come in: the subscription stays, since the client library drops what
+/// is on its way to one that ends.
+pub struct Slot<T>(RwLock<T>);
+
+impl<T: Clone> Slot<T> {
+    pub fn new(first: T) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(first)))
+    }
+
+    pub fn set(&self, next: T) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+
+    fn get(&self) -> T {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 /// What the bus's error means for a call. `who` is the caller's side of the link, `what` is asked, `whom` serves it.
 fn call_error(error: bus::Error, who: &str, what: &str, whom: &str) -> CallError {

@@ -7,6 +7,7 @@ use crate::call::{Body, HttpServe, LinkContext, Serve};
 use crate::capability::keystore::KeyStore;
 use crate::capability::keyvalue::{self, KeyValue, VALUE_BYTES_MAX};
 use crate::capability::wire::{KeyStoreOver, KeyValueOver};
+use crate::origin::Origin;
 use crate::provider::keyvalue::KeyvalueStore;
 use crate::provider::serve::KeyValueServer;
 use ::http::{Request, Response, StatusCode};
@@ -49,8 +50,11 @@ fn link(name: &str) -> LinkContext {
         // What a caller says of its config is not believed.
         config: [("bucket".to_owned(), "forged".to_owned())].into(),
         deadline: Some(Duration::from_secs(10)),
+        origin: Origin::from_texts(Some(&"request-1".to_owned()), Some(&TRACEPARENT.to_owned())),
     }
 }
+
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// Knows the links "default", "cache" (its bucket is "carts") and "slow".
 fn permit() -> Permit {
@@ -141,6 +145,7 @@ async fn errors_keep_their_names_across_the_bus() {
     assert_eq!(call("default", "echo", long).await.unwrap().as_ref(), b"xy");
     let seen = odd.seen.lock().unwrap().clone().unwrap();
     assert_eq!((seen.consumer.as_str(), seen.name.as_str()), ("cart", "default"));
+    assert_eq!(seen.origin, link("default").origin, "what caused it goes along");
     assert!(seen.config.is_empty() && seen.deadline.is_some_and(|left| left <= long && left > long / 2), "{seen:?}");
     for code in ["unavailable", "overloaded", "deadline", "trapped", "denied", "invalid", "too-large"] {
         let error = call("default", code, long).await.unwrap_err();
@@ -231,7 +236,7 @@ fn full(bytes: Bytes) -> Body {
 async fn http_crosses_the_bus() {
     let broker = broker();
     let (here, there) = (connect(&broker).await, connect(&broker).await);
-    let _serving = serve_http(&there, &name("shop"), &name("web"), Arc::new(Web)).await.unwrap();
+    let _serving = serve_http(&there, &name("shop"), &name("web"), Slot::new(Arc::new(Web))).await.unwrap();
     let remote = RemoteHttp::new(here.clone(), name("shop"), name("web"));
     let ask = async |path: &str, body: Bytes| {
         let request = Request::builder().method("POST").uri(path).header("host", "shop.example").header("upgrade", "x");

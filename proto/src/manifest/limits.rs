@@ -5,8 +5,20 @@ use super::traits::{Refusal, checked};
 use crate::app::Limits;
 use std::ops::RangeInclusive;
 
-const FIELDS: &[&str] =
-    &["memory", "table", "instances", "deadline", "cpu", "queue", "request", "response", "log", "outgoing"];
+const FIELDS: &[&str] = &[
+    "memory",
+    "table",
+    "instances",
+    "deadline",
+    "cpu",
+    "queue",
+    "request",
+    "response",
+    "log",
+    "outgoing",
+    "reuse",
+    "concurrency",
+];
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -19,6 +31,8 @@ const TABLE_ELEMENTS: RangeInclusive<u64> = 1..=1_000_000;
 /// What the engine has room for in one component.
 const INSTANCES: RangeInclusive<u64> = 1..=64;
 const OUTGOING_LEN: RangeInclusive<u64> = 0..=10_000;
+const REUSE: RangeInclusive<u64> = 1..=1_000_000;
+const CONCURRENCY: RangeInclusive<u64> = 1..=10_000;
 
 pub(super) fn limits(at: &Cursor<'_>, reader: &mut Reader) -> Option<Limits> {
     let mut fields = reader.fields(at, FIELDS)?;
@@ -34,6 +48,8 @@ pub(super) fn limits(at: &Cursor<'_>, reader: &mut Reader) -> Option<Limits> {
     let response = bytes(&mut fields, "response", default.response_bytes_max, body, reader);
     let log = bytes(&mut fields, "log", default.log_bytes_per_s, log, reader);
     let outgoing = count(&mut fields, "outgoing", default.outgoing_len_max, OUTGOING_LEN, reader);
+    let reuse = count(&mut fields, "reuse", default.reuse, REUSE, reader);
+    let concurrency = count(&mut fields, "concurrency", default.concurrency, CONCURRENCY, reader);
     Some(Limits {
         memory_bytes: memory?,
         table_elements_max: table?,
@@ -45,6 +61,8 @@ pub(super) fn limits(at: &Cursor<'_>, reader: &mut Reader) -> Option<Limits> {
         response_bytes_max: response?,
         log_bytes_per_s: log?,
         outgoing_len_max: outgoing?,
+        reuse: reuse?,
+        concurrency: concurrency?,
     })
 }
 

@@ -1,7 +1,10 @@
 //! The control API over gRPC: everything the command line does and nothing besides, with reflection and health, so
 //! that any gRPC client can drive it. Holds handles only: what is decided is decided in `state` and `plan`.
 
+mod access;
 mod apply;
+mod backup;
+mod run;
 mod service;
 mod stream;
 mod watch;
@@ -18,6 +21,8 @@ use tokio::sync::watch as signal;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 
+pub use access::Gate;
+pub use access::OWN_TOKEN;
 pub(crate) use service::{status_of, status_of_raft};
 
 /// Bytes of one request message: a manifest, or one piece of an artifact.
@@ -30,6 +35,15 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Certificate and key, PEM files. Without them only a loopback address is taken.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Whether who asks must show a token. Beyond loopback that is always so.
+    pub wants_token: bool,
+}
+
+impl Config {
+    /// Whether who asks must show a token.
+    pub fn demands_token(&self) -> bool {
+        self.wants_token || !self.listen.ip().to_canonical().is_loopback()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +52,8 @@ pub enum Error {
     NeedsTls(SocketAddr),
     #[error("--api {listen}: {source}; end what listens there, or choose another address")]
     Listen { listen: SocketAddr, source: io::Error },
+    #[error("{}: {source}; make it readable and writable for this user, or remove it", path.display())]
+    Token { path: PathBuf, source: io::Error },
     #[error("{}: {source}; name a readable PEM file", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("API: {0}; check that --tls-cert and --tls-key belong together")]
@@ -51,6 +67,7 @@ pub(crate) struct Service {
     pub(crate) artifacts: Artifacts,
     pub(crate) peers: Peers,
     pub(crate) inspections: apply::Inspections,
+    pub(crate) gate: Gate,
 }
 
 /// Binds the address; gives it as it became.
@@ -71,6 +88,7 @@ pub async fn serve(
     shared: Shared,
     artifacts: Artifacts,
     peers: Peers,
+    gate: Gate,
     mut stop: signal::Receiver<bool>,
 ) -> Result<impl Future<Output = ()> + Send + use<>, Error> {
     let mut server = Server::builder()
@@ -89,7 +107,7 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .expect("our own descriptors are well formed");
-    let service = Service { shared, artifacts, peers, inspections: Default::default() };
+    let service = Service { shared, artifacts, peers, inspections: Default::default(), gate };
     let control = ControlServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(64 * 1024 * 1024);

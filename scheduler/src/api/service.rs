@@ -24,7 +24,7 @@ impl Service {
         }
     }
 
-    async fn change(&self, request_id: String, what: What) -> Answer<pb::ChangeResponse> {
+    pub(super) async fn change(&self, request_id: String, what: What) -> Answer<pb::ChangeResponse> {
         Self::expect_request_id(&request_id)?;
         let outcomes = self.commit(vec![pb::Command { request_id, what: Some(what) }]).await?;
         let outcome = outcomes.into_iter().next().ok_or_else(|| Status::internal("the log gave no outcome"))?;
@@ -55,13 +55,13 @@ impl Service {
 #[tonic::async_trait]
 impl Control for Service {
     async fn apply(&self, request: Request<pb::ApplyRequest>) -> Answer<pb::ApplyResponse> {
-        let request = request.into_inner();
+        let request = self.admin(request)?;
         Self::expect_request_id(&request.request_id)?;
         self.apply_manifest(request).await.map(Response::new)
     }
 
     async fn validate(&self, request: Request<pb::ValidateRequest>) -> Answer<pb::ValidateResponse> {
-        let request = request.into_inner();
+        let request = self.viewer(request)?;
         let source = Source { manifest: &request.manifest, file: &request.file, images: &request.images };
         let problems = self.resolve(&source).await?.err().unwrap_or_default();
         Ok(Response::new(pb::ValidateResponse { problems: problems.iter().map(to_wire).collect() }))
@@ -71,7 +71,7 @@ impl Control for Service {
         &self,
         request: Request<pb::MissingArtifactsRequest>,
     ) -> Answer<pb::MissingArtifactsResponse> {
-        let mut digests = request.into_inner().digests;
+        let mut digests = self.admin(request)?.digests;
         for digest in &digests {
             digest.parse::<Digest>().map_err(|e| Status::invalid_argument(format!("{digest:?}: {e}")))?;
         }
@@ -80,7 +80,7 @@ impl Control for Service {
     }
 
     async fn put_artifact(&self, request: Request<Streaming<pb::ArtifactChunk>>) -> Answer<pb::PutArtifactResponse> {
-        let mut pieces = request.into_inner();
+        let mut pieces = self.admin(request)?;
         let first =
             pieces.next().await.ok_or_else(|| Status::invalid_argument("no piece: send the digest first"))??;
         let digest: Digest =
@@ -111,61 +111,61 @@ impl Control for Service {
     }
 
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Answer<pb::ChangeResponse> {
-        let pb::DeleteRequest { app, request_id, if_version } = request.into_inner();
+        let pb::DeleteRequest { app, request_id, if_version } = self.admin(request)?;
         self.change(request_id, What::DeleteApp(pb::DeleteApp { app, if_version })).await
     }
 
     async fn scale(&self, request: Request<pb::ScaleRequest>) -> Answer<pb::ChangeResponse> {
-        let pb::ScaleRequest { app, actor, replicas, request_id, if_version } = request.into_inner();
+        let pb::ScaleRequest { app, actor, replicas, request_id, if_version } = self.admin(request)?;
         self.change(request_id, What::ScaleActor(pb::ScaleActor { app, actor, replicas, if_version })).await
     }
 
     async fn rollback(&self, request: Request<pb::RollbackRequest>) -> Answer<pb::ChangeResponse> {
-        let pb::RollbackRequest { app, to, request_id, if_version } = request.into_inner();
+        let pb::RollbackRequest { app, to, request_id, if_version } = self.admin(request)?;
         self.change(request_id, What::RollbackApp(pb::RollbackApp { app, to, if_version })).await
     }
 
     async fn set_cordon(&self, request: Request<pb::SetCordonRequest>) -> Answer<pb::ChangeResponse> {
-        let pb::SetCordonRequest { host, cordoned, draining, request_id } = request.into_inner();
+        let pb::SetCordonRequest { host, cordoned, draining, request_id } = self.admin(request)?;
         self.change(request_id, What::SetCordon(pb::SetCordon { host, cordoned, draining })).await
     }
 
     async fn list_apps(&self, request: Request<pb::ListRequest>) -> Answer<pb::AppList> {
-        let request = request.into_inner();
+        let request = self.viewer(request)?;
         self.fresh(request.stale).await?;
         let list = self.shared.view(|v| pb::AppList { items: v.apps(&request.app), index: v.state.applied });
         Ok(Response::new(list))
     }
 
     async fn list_actors(&self, request: Request<pb::ListRequest>) -> Answer<pb::ActorList> {
-        let request = request.into_inner();
+        let request = self.viewer(request)?;
         self.fresh(request.stale).await?;
         let list = self.shared.view(|v| pb::ActorList { items: v.actors(&request.app), index: v.state.applied });
         Ok(Response::new(list))
     }
 
     async fn list_hosts(&self, request: Request<pb::ListRequest>) -> Answer<pb::HostList> {
-        self.fresh(request.into_inner().stale).await?;
+        self.fresh(self.viewer(request)?.stale).await?;
         let list = self.shared.view(|v| pb::HostList { items: v.hosts(), index: v.state.applied });
         Ok(Response::new(list))
     }
 
     async fn list_links(&self, request: Request<pb::ListRequest>) -> Answer<pb::LinkList> {
-        let request = request.into_inner();
+        let request = self.viewer(request)?;
         self.fresh(request.stale).await?;
         let list = self.shared.view(|v| pb::LinkList { items: v.links(&request.app), index: v.state.applied });
         Ok(Response::new(list))
     }
 
     async fn list_revisions(&self, request: Request<pb::ListRequest>) -> Answer<pb::RevisionList> {
-        let request = request.into_inner();
+        let request = self.viewer(request)?;
         self.fresh(request.stale).await?;
         let list = self.shared.view(|v| pb::RevisionList { items: v.revisions(&request.app), index: v.state.applied });
         Ok(Response::new(list))
     }
 
     async fn describe_app(&self, request: Request<pb::DescribeAppRequest>) -> Answer<pb::AppDetail> {
-        let app = request.into_inner().app;
+        let app = self.viewer(request)?.app;
         self.fresh(false).await?;
         let name = Self::name(&app, "app")?;
         let detail = self.shared.view(|v| {
@@ -189,24 +189,30 @@ impl Control for Service {
     type WatchStream = super::watch::WatchStream;
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<Self::WatchStream> {
         self.fresh(false).await?;
-        super::watch::watch(self.shared.clone(), request.into_inner()).map(Response::new)
+        super::watch::watch(self.shared.clone(), self.viewer(request)?).map(Response::new)
     }
 
     type LogsStream = super::stream::LogsStream;
     async fn logs(&self, request: Request<pb::LogsRequest>) -> Answer<Self::LogsStream> {
-        self.logs_of(request.into_inner()).await.map(Response::new)
+        self.logs_of(self.viewer(request)?).await.map(Response::new)
     }
 
     type EventsStream = super::stream::EventsStream;
     async fn events(&self, request: Request<pb::EventsRequest>) -> Answer<Self::EventsStream> {
-        Ok(Response::new(self.events_of(request.into_inner())))
+        Ok(Response::new(self.events_of(self.viewer(request)?)))
     }
 
     async fn call(&self, request: Request<pb::CallRequest>) -> Answer<pb::CallResponse> {
-        self.call_actor(request.into_inner()).await.map(Response::new)
+        self.call_actor(self.admin(request)?).await.map(Response::new)
     }
 
-    async fn status(&self, _: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
+    type RunStream = super::run::RunStream;
+    async fn run(&self, request: Request<pb::RunRequest>) -> Answer<Self::RunStream> {
+        self.run_program(self.admin(request)?).await.map(Response::new)
+    }
+
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
+        self.viewer(request)?;
         let raft = self.shared.raft.status().borrow().clone();
         let hosts = self.shared.replica.read().hosts.len();
         let up = self.shared.bus.connection().borrow().up;
@@ -222,27 +228,48 @@ impl Control for Service {
         }))
     }
 
-    async fn list_schedulers(&self, _: Request<pb::ListSchedulersRequest>) -> Answer<pb::SchedulerList> {
+    async fn list_schedulers(&self, request: Request<pb::ListSchedulersRequest>) -> Answer<pb::SchedulerList> {
+        self.viewer(request)?;
         self.peers.list().await.map(Response::new)
     }
 
     async fn create_join_token(&self, request: Request<pb::CreateJoinTokenRequest>) -> Answer<pb::JoinToken> {
-        self.peers.token(request.into_inner().life_ms).await.map(Response::new)
+        self.peers.token(self.admin(request)?.life_ms).await.map(Response::new)
     }
 
     async fn promote_scheduler(&self, request: Request<pb::PromoteSchedulerRequest>) -> Answer<pb::ChangeResponse> {
-        let pb::PromoteSchedulerRequest { id, request_id } = request.into_inner();
+        let pb::PromoteSchedulerRequest { id, request_id } = self.admin(request)?;
         self.change(request_id, What::PromoteMember(pb::PromoteMember { id })).await
     }
 
     async fn remove_scheduler(&self, request: Request<pb::RemoveSchedulerRequest>) -> Answer<pb::ChangeResponse> {
-        let request = request.into_inner();
+        let request = self.admin(request)?;
         Self::expect_request_id(&request.request_id)?;
         self.peers.remove(request).await.map(Response::new)
     }
 
+    async fn add_access(&self, request: Request<pb::AddAccessRequest>) -> Answer<pb::ChangeResponse> {
+        self.add_access_of(self.admin(request)?).await.map(Response::new)
+    }
+
+    async fn remove_access(&self, request: Request<pb::RemoveAccessRequest>) -> Answer<pb::ChangeResponse> {
+        let pb::RemoveAccessRequest { name, request_id } = self.admin(request)?;
+        self.change(request_id, What::RemoveAccess(pb::RemoveAccess { name })).await
+    }
+
+    async fn list_access(&self, request: Request<pb::ListAccessRequest>) -> Answer<pb::AccessList> {
+        self.viewer(request)?;
+        self.fresh(false).await?;
+        Ok(Response::new(self.access_list()))
+    }
+
+    type BackupStream = super::backup::BackupStream;
+    async fn backup(&self, request: Request<pb::BackupRequest>) -> Answer<Self::BackupStream> {
+        self.backup_of(self.admin(request)?).await.map(Response::new)
+    }
+
     async fn transfer_leader(&self, request: Request<pb::TransferLeaderRequest>) -> Answer<pb::TransferLeaderResponse> {
-        self.peers.transfer(request.into_inner().to).await.map(Response::new)
+        self.peers.transfer(self.admin(request)?.to).await.map(Response::new)
     }
 }
 
@@ -259,5 +286,9 @@ pub(crate) fn status_of(outcome: &pb::Outcome) -> Status {
 }
 
 pub(crate) fn status_of_raft(error: raft::Error) -> Status {
-    if error.is_retryable() { Status::unavailable(error.to_string()) } else { Status::internal(error.to_string()) }
+    match error {
+        raft::Error::Outdated(why) => Status::failed_precondition(why),
+        error if error.is_retryable() => Status::unavailable(error.to_string()),
+        error => Status::internal(error.to_string()),
+    }
 }

@@ -38,7 +38,7 @@ impl Service {
     }
 
     /// The actors of `app` that a request means: one, or all.
-    fn actors(&self, app: &str, actor: &str) -> Result<(Name, Vec<Name>), Status> {
+    pub(super) fn actors(&self, app: &str, actor: &str) -> Result<(Name, Vec<Name>), Status> {
         let name = Self::name(app, "app")?;
         let state = self.shared.replica.read();
         let Some(at) = state.apps.get(&name) else {

@@ -6,7 +6,7 @@ use crate::api::{status_of, status_of_raft};
 use crate::events::unix_ms;
 use crate::raft;
 use crate::replica::outcomes;
-use crate::state::{self, TOKEN_LIFE_MS_MAX};
+use crate::state::TOKEN_LIFE_MS_MAX;
 use prost::Message;
 use proto::v1 as pb;
 use proto::v1::command::What as Command;
@@ -127,26 +127,33 @@ impl Peers {
             let status = status.borrow();
             (status.id, status.leader)
         };
-        let nobody = || {
-            Status::unavailable(
-                "no scheduler leads now: most of them must run and reach each other; see `lattice schedulers list`",
-            )
-        };
-        let Some(leader) = leader else { return Err(nobody()) };
-        if leader == me {
-            return match tokio::time::timeout(TRY, self.answer(what)).await {
+        match leader {
+            None => Err(nobody()),
+            Some(leader) if leader != me => self.ask_other(me, leader, what).await,
+            Some(_) => match tokio::time::timeout(TRY, self.answer(what)).await {
                 Ok(answer) => answer?.ok_or_else(nobody),
                 Err(_) => {
                     Err(Status::unavailable("not enough schedulers confirmed it in time; it may yet take effect"))
                 }
-            };
+            },
         }
+    }
+
+    async fn ask_other(&self, me: u64, leader: u64, what: Ask) -> Result<Answer, Status> {
         let Some(mut client) = self.0.outbox.link(leader).and_then(|link| link.client()) else {
             let why = self.0.outbox.problem(leader).unwrap_or_default();
             return Err(Status::unavailable(format!("scheduler {leader} leads, and is not reached from {me}: {why}")));
         };
         let ask = pb::PeerAsk { greeting: Some(self.greeting(leader)), what: Some(what) };
-        match tokio::time::timeout(TRY, client.ask(ask)).await {
+        // A leader that stopped without a word is not waited for once there is another: asked twice is done once.
+        let mut status = self.0.raft.status();
+        let asked = tokio::select! {
+            asked = tokio::time::timeout(TRY, client.ask(ask)) => asked,
+            _ = status.wait_for(|status| status.leader != Some(leader)) => {
+                return Err(Status::unavailable(format!("scheduler {leader} leads no more")));
+            }
+        };
+        match asked {
             Ok(Ok(answer)) => answer.into_inner().what.ok_or_else(nobody),
             Ok(Err(status)) if std::error::Error::source(&status).is_some() => Err(Status::unavailable(format!(
                 "scheduler {leader} leads, and was lost: {}",
@@ -178,7 +185,7 @@ impl Peers {
     }
 
     async fn commit(&self, commands: Vec<pb::Command>) -> Result<pb::Outcomes, Failed> {
-        let entry = pb::Entry { version: state::VERSION, time_ms: unix_ms(), commands };
+        let entry = self.0.replica.entry(self.id(), commands)?;
         let applied = self.0.raft.propose(entry.encode_to_vec()).await?;
         Ok(pb::Outcomes { items: outcomes(&applied) })
     }
@@ -198,13 +205,21 @@ impl Peers {
         let hash = token::hash(&request.secret);
         let good = self.0.replica.read().check_token(&hash, unix_ms());
         good.map_err(|why| Failed::Status(Status::permission_denied(why)))?;
-        let log_id = request.log_id.clone();
+        let (log_id, knows) = (request.log_id.clone(), request.vocabulary.max(1));
+        let needed = self.0.replica.read().vocabulary;
+        if knows < needed {
+            return Err(Failed::Status(Status::failed_precondition(format!(
+                "this lattice has commands of version {needed} in its log, and who asks to join knows those up to version \
+                 {knows}; start it with a newer lattice"
+            ))));
+        }
         let add = pb::AddMember {
             token_hash: hash,
             peer: request.peer,
             api: request.api,
             log_id: request.log_id,
             standby: request.standby,
+            vocabulary: request.vocabulary,
         };
         self.commit_one(String::new(), Command::AddMember(add)).await?;
         let (id, mut peers) = {
@@ -337,6 +352,7 @@ impl Peers {
                 state: state.to_owned(),
                 index,
                 message,
+                vocabulary: member.map_or_else(|| self.0.replica.knows(), |m| m.vocabulary),
             }
         });
         pb::SchedulerList { items: items.collect(), index: status.committed }
@@ -357,6 +373,12 @@ impl From<raft::Error> for Failed {
             other => Self::Status(status_of_raft(other)),
         }
     }
+}
+
+fn nobody() -> Status {
+    Status::unavailable(
+        "no scheduler leads now: most of them must run and reach each other; see `lattice schedulers list`",
+    )
 }
 
 fn odd() -> Status {

@@ -195,9 +195,9 @@ impl Link {
 /// Connects again and again, until it is aborted.
 async fn tend(peers: Peers, to: u64, link: Arc<Link>) {
     let mut pause = PAUSE_FIRST;
-    loop {
+    for attempt in 0.. {
         let begun = tokio::time::Instant::now();
-        let status = carry(&peers, to, &link).await;
+        let status = carry(&peers, to, &link, attempt).await;
         link.set_client(None);
         link.clear();
         peers.0.outbox.lost(to);
@@ -223,8 +223,8 @@ fn jitter(pause: Duration) -> Duration {
 }
 
 /// One connection, from its beginning to its end; gives why it ended.
-async fn carry(peers: &Peers, to: u64, link: &Link) -> Status {
-    let mut client = match connect(peers, to).await {
+async fn carry(peers: &Peers, to: u64, link: &Link, attempt: usize) -> Status {
+    let mut client = match connect(peers, to, attempt).await {
         Ok(client) => client,
         Err(status) => return status,
     };
@@ -284,11 +284,13 @@ fn end_of(status: Option<Status>, to: u64) -> Status {
     }
 }
 
-async fn connect(peers: &Peers, to: u64) -> Result<Client, Status> {
+/// By one of the addresses that are known, the next one with each attempt.
+async fn connect(peers: &Peers, to: u64, attempt: usize) -> Result<Client, Status> {
     let Some((_, identity)) = &peers.0.own else {
         return Err(Status::unavailable("this scheduler has no --peer-listen"));
     };
-    let Some(address) = peers.address(to) else {
+    let addresses = peers.addresses(to);
+    let Some(address) = addresses.get(attempt % addresses.len().max(1)) else {
         return Err(Status::unavailable(format!("the address of scheduler {to} is not known yet")));
     };
     let wrong = |what: String| Status::unavailable(format!("scheduler {to} at {address}: {what}"));
@@ -296,7 +298,7 @@ async fn connect(peers: &Peers, to: u64) -> Result<Client, Status> {
         .ca_certificate(Certificate::from_pem(&identity.authority))
         .identity(Identity::from_pem(&identity.certificate, &identity.key))
         .domain_name(authority::name(to));
-    let endpoint = endpoint(&address).and_then(|endpoint| endpoint.tls_config(tls));
+    let endpoint = endpoint(address).and_then(|endpoint| endpoint.tls_config(tls));
     let endpoint = endpoint.map_err(|error| wrong(root_cause(&error)))?;
     match tokio::time::timeout(CONNECT, endpoint.connect()).await {
         Ok(Ok(channel)) => Ok(client(channel)),

@@ -31,6 +31,7 @@ pub(super) async fn join(join: &Join, lattice: &str, peer: &str, mut kept: Kept)
         log_id: kept.identity.log_id.clone(),
         public_key: authority::public_key(&kept.identity.key)?,
         standby: join.standby,
+        vocabulary: join.vocabulary,
     };
     let end = tokio::time::Instant::now() + PATIENCE;
     let answer = loop {

@@ -6,7 +6,8 @@ use crate::raft::{self, Members};
 use crate::state;
 use proto::v1 as pb;
 use proto::v1::command::What as Command;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 const TICK: Duration = Duration::from_millis(200);
@@ -21,6 +22,7 @@ pub(crate) async fn keep(peers: Peers, mut stop: watch::Receiver<bool>) {
     let introducing = tokio::spawn(introduce(peers.clone()));
     let work = async {
         let mut tick = tokio::time::interval(TICK);
+        let mut watched = Watched::default();
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
@@ -31,6 +33,9 @@ pub(crate) async fn keep(peers: Peers, mut stop: watch::Receiver<bool>) {
             }
             if status.governs {
                 tend(&peers, &status).await;
+                replace(&peers, &status, &mut watched).await;
+            } else {
+                watched = Watched::default();
             }
         }
     };
@@ -76,6 +81,64 @@ async fn tend(peers: &Peers, status: &raft::Status) {
     }
 }
 
+/// Members that are reached and not far behind.
+fn ready(peers: &Peers, status: &raft::Status) -> BTreeSet<u64> {
+    roster::ready(status, peers.reached(status))
+}
+
+/// Since when each member is as it is; begun anew by each leader.
+#[derive(Default)]
+struct Watched(BTreeMap<u64, (bool, Instant)>);
+
+impl Watched {
+    fn look(&mut self, members: &Members, ready: &BTreeSet<u64>) -> BTreeMap<u64, roster::Since> {
+        self.0.retain(|id, _| members.contains(*id));
+        for id in members.voters.iter().chain(&members.learners) {
+            let is_ready = ready.contains(id);
+            let (was_ready, since) = self.0.entry(*id).or_insert_with(|| (is_ready, Instant::now()));
+            if *was_ready != is_ready {
+                (*was_ready, *since) = (is_ready, Instant::now());
+            }
+        }
+        let of = |(is_ready, since): &(bool, Instant)| {
+            let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            if *is_ready {
+                roster::Since { silent_ms: 0, stable_ms: ms }
+            } else {
+                roster::Since { silent_ms: ms, stable_ms: 0 }
+            }
+        };
+        self.0.iter().map(|(id, seen)| (*id, of(seen))).collect()
+    }
+}
+
+/// Removes a voter that is gone for good, by all that can be seen, when another one waits for its place.
+async fn replace(peers: &Peers, status: &raft::Status, watched: &mut Watched) {
+    let Some((_, identity)) = &peers.0.own else { return };
+    debug_assert_eq!(identity.id, status.id);
+    let ready = ready(peers, status);
+    let since = watched.look(&status.members, &ready);
+    let id = {
+        let state = peers.0.replica.read();
+        let known = roster::Known { me: status.id, wanted: &state.members, members: &status.members, ready: &ready };
+        roster::replaceable(&known, &since, peers.0.replace_after_ms)
+    };
+    let Some(id) = id else { return };
+    // Behind is not gone: it may be fetching a large snapshot.
+    if peers.0.outbox.problem(id).is_none() {
+        return;
+    }
+    let remove = pb::RemoveMember { id };
+    match tokio::time::timeout(CHANGE, peers.write_one(String::new(), Command::RemoveMember(remove))).await {
+        Ok(Ok(_)) => {
+            let minutes = peers.0.replace_after_ms / 60_000;
+            tracing::warn!(scheduler = id, minutes, "not reached for long, and replaced by one that stood by");
+        }
+        Ok(Err(error)) => tracing::warn!(scheduler = id, error = error.message(), "not replaced"),
+        Err(_) => {}
+    }
+}
+
 /// Tells the log where this scheduler is, whenever that differs from what the log says.
 async fn introduce(peers: Peers) {
     let Some(peer) = peers.peer().map(str::to_owned) else { return };
@@ -85,11 +148,14 @@ async fn introduce(peers: Peers) {
         let (id, api) = (peers.id(), peers.0.api.clone());
         let known = {
             let state = peers.0.replica.read();
-            state.members.get(&id).is_some_and(|member| member.peer == peer && member.api == api)
+            let vocabulary = peers.0.replica.knows();
+            let same = |m: &state::Member| m.peer == peer && m.api == api && m.vocabulary == vocabulary;
+            state.members.get(&id).is_some_and(same)
         };
         if !known {
             let log_id = peers.0.raft.log_id().to_owned();
-            let set = pb::SetMember { id, peer: peer.clone(), api, log_id };
+            let vocabulary = peers.0.replica.knows();
+            let set = pb::SetMember { id, peer: peer.clone(), api, log_id, vocabulary };
             if let Err(error) = peers.write_one(String::new(), Command::SetMember(set)).await
                 && said != error.message()
             {

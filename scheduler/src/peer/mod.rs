@@ -2,9 +2,10 @@
 //!
 //! Reading order: this file (a scheduler's door to the others), `roster` (who may speak, who shall vote; pure), `token`
 //! and `authority` (trust), `identity` (on disk), `join`, `carry` (messages out), `serve` (messages in), `pieces` (large
-//! messages; pure), `ask` (what only the leader can do), `hold` (components), `keep`
-//! (the loop). Absent here: what the log holds or decides.
+//! messages; pure), `ask` (what only the leader can do), `hold` (components), `announce`
+//! (addresses on the bus), `keep` (the loop). Absent here: what the log holds or decides.
 
+mod announce;
 mod ask;
 mod authority;
 mod carry;
@@ -31,11 +32,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+pub(crate) use announce::announce;
 pub(crate) use carry::Outbox;
 pub(crate) use hold::Fetch;
 pub(crate) use keep::keep;
 pub(crate) use serve::serve;
 pub use token::{Invalid as InvalidToken, Token};
+pub(crate) use token::{hash, hex};
 
 /// For a connection to another scheduler to come about.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -48,6 +51,8 @@ pub struct Config {
     pub advertise: Option<String>,
     /// To be taken in by those who are there already. Ignored when it was.
     pub join: Option<Join>,
+    /// A voter that is not reached for so long is removed, while another one stands by for its place. 0: never.
+    pub replace_after: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -57,6 +62,8 @@ pub struct Join {
     pub token: Token,
     /// To learn and not to vote until it is promoted.
     pub standby: bool,
+    /// The newest version of commands that it can apply.
+    pub vocabulary: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +107,7 @@ struct Open {
     listener: TcpListener,
     peer: String,
     kept: identity::Kept,
+    replace_after: Duration,
 }
 
 /// Listens, finds or makes this scheduler's identity, and joins if it is told to.
@@ -137,7 +145,7 @@ pub(crate) async fn open(config: Option<&Config>, id: u64, lattice: &str, data: 
         voters: if founder { vec![identity.id] } else { Vec::new() },
         log_id: identity.log_id.clone(),
         may_begin: !identity.begun,
-        open: Some(Open { listener, peer, kept }),
+        open: Some(Open { listener, peer, kept, replace_after: config.replace_after }),
     })
 }
 
@@ -169,8 +177,11 @@ struct Inner {
     own: Option<(String, pb::PeerIdentity)>,
     /// Addresses that others told when they greeted: newer than those in the log.
     heard: Mutex<BTreeMap<u64, String>>,
+    /// Addresses that schedulers told on the bus: hints.
+    announced: Mutex<BTreeMap<u64, String>>,
     /// Turns true when this scheduler finds that it was removed.
     removed: watch::Sender<bool>,
+    replace_after_ms: u64,
 }
 
 /// The listener of a scheduler that has one.
@@ -186,18 +197,19 @@ impl Peers {
         api_tls: bool,
         door: Door,
     ) -> (Self, Listener) {
-        let (own, listener) = match door.open {
-            Some(open) => (Some((open.peer, open.kept.identity)), Some(open.listener)),
-            None => (None, None),
+        let (own, listener, replace_after) = match door.open {
+            Some(open) => (Some((open.peer, open.kept.identity)), Some(open.listener), open.replace_after),
+            None => (None, None, Duration::ZERO),
         };
+        let replace_after_ms = u64::try_from(replace_after.as_millis()).unwrap_or(u64::MAX);
         let host = own.as_ref().and_then(|(peer, _)| peer.rsplit_once(':')).map(|(host, _)| host);
         let api = match host {
             Some(host) if api.ip().is_unspecified() => format!("{host}:{}", api.port()),
             _ => api.to_string(),
         };
         let api = if api_tls { format!("https://{api}") } else { api };
-        let (heard, removed) = (Mutex::default(), watch::Sender::new(false));
-        let inner = Inner { lattice, raft, replica, outbox, api, own, heard, removed };
+        let (heard, announced, removed) = (Mutex::default(), Mutex::default(), watch::Sender::new(false));
+        let inner = Inner { lattice, raft, replica, outbox, api, own, heard, announced, removed, replace_after_ms };
         (Self(Arc::new(inner)), listener)
     }
 
@@ -232,12 +244,20 @@ impl Peers {
         self.0.raft.status().borrow().role == raft::Role::Leader
     }
 
-    /// Where a member is reached: what it said last, what the log says, what was said when this one joined.
-    fn address(&self, id: u64) -> Option<String> {
-        let heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
-        heard
-            .or_else(|| self.0.replica.read().members.get(&id).map(|member| member.peer.clone()))
-            .or_else(|| self.0.own.as_ref().and_then(|(_, identity)| identity.peers.get(&id).cloned()))
+    /// Where a member may be reached, to be tried in turn: what it said last, what is said on the bus, what the log says,
+    /// what was said when this one joined. Who answers has to show the member's certificate, so a wrong one does no harm.
+    fn addresses(&self, id: u64) -> Vec<String> {
+        let told =
+            |of: &Mutex<BTreeMap<u64, String>>| of.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        let log = self.0.replica.read().members.get(&id).map(|member| member.peer.clone());
+        let joined = self.0.own.as_ref().and_then(|(_, identity)| identity.peers.get(&id).cloned());
+        let mut all: Vec<String> = Vec::new();
+        for address in [told(&self.0.heard), told(&self.0.announced), log, joined].into_iter().flatten() {
+            if !all.contains(&address) {
+                all.push(address);
+            }
+        }
+        all
     }
 
     fn greeting(&self, to: u64) -> pb::PeerGreeting {

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Voters of one lattice: with more, each write waits for more disks and hardly more losses are borne.
 pub const VOTERS_MAX: usize = 7;
+/// How long a replacement must have been there and up to date.
+pub(super) const STABLE_MS: u64 = 5_000;
 /// Entries by which a member may trail and still count as having caught up.
 pub const BEHIND_MAX: u64 = 100;
 
@@ -102,18 +104,23 @@ pub fn next_change(known: &Known<'_>) -> Vec<Change> {
     changes
 }
 
+/// Of those that are reached, who is not far behind.
+pub fn ready(status: &raft::Status, mut reached: BTreeSet<u64>) -> BTreeSet<u64> {
+    let behind = |id: &u64| {
+        let at = status.progress.iter().find(|(other, _)| other == id).map_or(0, |(_, index)| *index);
+        at == 0 || at + BEHIND_MAX < status.committed
+    };
+    reached.retain(|id| !behind(id));
+    reached
+}
+
 /// The change that a leader makes now, if any. One without steps ends a joint change that was left half done.
 pub fn due(status: &raft::Status, wanted: &BTreeMap<u64, Member>, reached: BTreeSet<u64>) -> Option<Vec<Change>> {
     if status.members.is_joint() {
         // It is left by itself, unless a leader ended in the middle of it.
         return Some(Vec::new());
     }
-    let mut ready = reached;
-    let behind = |id: &u64| {
-        let at = status.progress.iter().find(|(other, _)| other == id).map_or(0, |(_, index)| *index);
-        at == 0 || at + BEHIND_MAX < status.committed
-    };
-    ready.retain(|id| !behind(id));
+    let ready = ready(status, reached);
     let changes = next_change(&Known { me: status.id, wanted, members: &status.members, ready: &ready });
     Some(changes).filter(|changes| !changes.is_empty())
 }
@@ -121,6 +128,35 @@ pub fn due(status: &raft::Status, wanted: &BTreeMap<u64, Member>, reached: BTree
 /// Whether a leader has to hand over: it was removed, and whoever leads never takes itself out.
 pub fn abdicates(me: u64, wanted: &BTreeMap<u64, Member>) -> bool {
     !wanted.is_empty() && !wanted.contains_key(&me) && !built_in(Fault::RemovedLeads)
+}
+
+/// How long each member has been as it is, as the leader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Since {
+    /// Milliseconds without a connection; 0: there is one.
+    pub(super) silent_ms: u64,
+    /// Milliseconds for which it was reached and had caught up, without a break.
+    pub(super) stable_ms: u64,
+}
+
+/// The voter whose place another one takes: one that was not reached for `after_ms`, while a member that waits to vote was
+/// there and up to date for `STABLE_MS`. One at a time, the longest gone first, and only while most of the voters that
+/// would be left are there.
+pub(super) fn replaceable(known: &Known<'_>, since: &BTreeMap<u64, Since>, after_ms: u64) -> Option<u64> {
+    let Known { me, wanted, members, ready } = known;
+    // A voter that was removed already makes its place free first.
+    if after_ms == 0 || members.is_joint() || members.voters.iter().any(|id| !wanted.contains_key(id)) {
+        return None;
+    }
+    let of = |id: &u64| since.get(id).copied().unwrap_or(Since { silent_ms: 0, stable_ms: 0 });
+    let waits = |id: &&u64| {
+        let stands_by = wanted.get(id).is_some_and(|member| member.wants == Wants::Auto);
+        stands_by && ready.contains(id) && of(id).stable_ms >= STABLE_MS
+    };
+    members.learners.iter().find(waits)?;
+    let gone = members.voters.iter().filter(|id| *id != me && of(id).silent_ms >= after_ms);
+    let id = *gone.max_by_key(|id| of(id).silent_ms)?;
+    check_removal(id, wanted, members, ready).is_ok().then_some(id)
 }
 
 /// Whether scheduler `id` can be removed without the others losing their quorum. `reached` includes the leader.
@@ -203,8 +239,13 @@ mod tests {
     use super::*;
 
     fn wanted(ids: &[(u64, Wants)]) -> BTreeMap<u64, Member> {
-        let member =
-            |id: u64, wants| Member { peer: format!("m:{id}"), api: String::new(), log_id: format!("log-{id}"), wants };
+        let member = |id: u64, wants| Member {
+            peer: format!("m:{id}"),
+            api: String::new(),
+            log_id: format!("log-{id}"),
+            wants,
+            vocabulary: 1,
+        };
         ids.iter().map(|(id, wants)| (*id, member(*id, *wants))).collect()
     }
 
@@ -238,6 +279,41 @@ mod tests {
         assert_eq!(next(&left, &now, &[1, 2, 4]), [Change::Voter(4), Change::Remove(3)]);
         assert_eq!(next(&left, &now, &[1, 2]), [Change::Remove(3)], "who does not catch up is not waited for");
         assert_eq!(next(&left, &members(&[1, 2], &[4]), &[1, 2, 4]), [Change::Voter(4)]);
+    }
+
+    #[test]
+    fn who_is_gone_for_long_is_replaced_by_one_that_stands_by() {
+        let all = auto(&[1, 2, 3, 4]);
+        let now = members(&[1, 2, 3], &[4]);
+        let gone = |silent_ms| Since { silent_ms, stable_ms: 0 };
+        let there = Since { silent_ms: 0, stable_ms: STABLE_MS };
+        let after = 60_000;
+        let look = |members: &Members, ready: &[u64], since: &[(u64, Since)]| {
+            let (ready, since) = (ready.iter().copied().collect(), since.iter().copied().collect());
+            replaceable(&Known { me: 1, wanted: &all, members, ready: &ready }, &since, after)
+        };
+        assert_eq!(look(&now, &[1, 2, 4], &[(3, gone(after)), (4, there)]), Some(3));
+        assert_eq!(look(&now, &[1, 2, 4], &[(3, gone(after - 1)), (4, there)]), None, "not long enough");
+        assert_eq!(look(&now, &[1, 2], &[(3, gone(after)), (4, there)]), None, "nobody is ready");
+        let young = Since { silent_ms: 0, stable_ms: STABLE_MS - 1 };
+        assert_eq!(look(&now, &[1, 2, 4], &[(3, gone(after)), (4, young)]), None, "not stable yet");
+        // With one more gone there would be no quorum, so nobody is removed.
+        let two_gone = [(2, gone(after)), (3, gone(after + 1)), (4, there)];
+        assert_eq!(look(&now, &[1, 4], &two_gone), None);
+        let five = members(&[1, 2, 3, 5, 6], &[4]);
+        let all_six = auto(&[1, 2, 3, 4, 5, 6]);
+        let since = two_gone.into();
+        let ready = [1, 4, 5, 6].into();
+        let known = Known { me: 1, wanted: &all_six, members: &five, ready: &ready };
+        assert_eq!(replaceable(&known, &since, after), Some(3), "the longest gone first");
+        assert_eq!(replaceable(&known, &since, 0), None, "told never to");
+        let joint = Members { outgoing: vec![1, 2, 3], ..now.clone() };
+        assert_eq!(look(&joint, &[1, 2, 4], &[(3, gone(after)), (4, there)]), None);
+        // One that shall only learn takes nobody's place.
+        let standby = wanted(&[(1, Wants::Vote), (2, Wants::Auto), (3, Wants::Auto), (4, Wants::Standby)]);
+        let (ready, since) = ([1, 2, 4].into(), [(3, gone(after)), (4, there)].into());
+        let known = Known { me: 1, wanted: &standby, members: &now, ready: &ready };
+        assert_eq!(replaceable(&known, &since, after), None);
     }
 
     #[test]

@@ -14,7 +14,8 @@ struct Member {
 }
 
 async fn start(dir: &Path, join: Option<Join>) -> Result<Member, String> {
-    let config = Config { listen: (Ipv4Addr::LOCALHOST, 0).into(), advertise: None, join };
+    let config =
+        Config { listen: (Ipv4Addr::LOCALHOST, 0).into(), advertise: None, join, replace_after: Duration::ZERO };
     let mut door = open(Some(&config), 1, "plant", dir).await.map_err(|e| e.to_string())?;
     let log = raft::Config {
         voters: door.voters.clone(),
@@ -47,7 +48,7 @@ impl Member {
     }
 
     fn join(&self, token: Token) -> Option<Join> {
-        Some(Join { addr: self.peers.peer().unwrap().to_owned(), token, standby: false })
+        Some(Join { addr: self.peers.peer().unwrap().to_owned(), token, standby: false, vocabulary: 2 })
     }
 
     async fn end(self) {
@@ -164,7 +165,8 @@ async fn who_has_no_right_to_join_is_told_why() {
     let other = start(dirs[2].path(), None).await.unwrap();
     other.until_known(1).await;
     let theirs = other.token().await;
-    let join = Some(Join { addr: first.peers.peer().unwrap().to_owned(), token: theirs, standby: false });
+    let join =
+        Some(Join { addr: first.peers.peer().unwrap().to_owned(), token: theirs, standby: false, vocabulary: 2 });
     let error = start(dirs[3].path(), join).await.err().unwrap();
     assert!(error.contains("of another lattice"), "{error}");
     for member in [first, other] {

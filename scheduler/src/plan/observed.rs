@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 /// Items of one inventory that are taken; more is a broken host.
 const INVENTORY_MAX: usize = 100_000;
+/// Actors of one load that are taken.
+const LOADS_MAX: usize = 256;
 /// Hosts that are remembered: more than there may be, for those that greet before they are registered.
 const OBSERVED_MAX: usize = HOSTS_MAX + 1_024;
 
@@ -33,6 +35,17 @@ pub struct Seen {
     pub running: BTreeMap<(Name, Name), Vec<RunningNow>>,
     pub dropped: u64,
     pub leaving: bool,
+    /// The latest it told; kept while heartbeats tell none.
+    pub load: LoadNow,
+}
+
+/// What a host did in a while. Not what decides a placement: what is told of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadNow {
+    pub window_ms: u32,
+    pub cpu_millis: u32,
+    pub memory_bytes: u64,
+    pub actors: BTreeMap<(Name, Name), pb::ActorLoad>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +94,9 @@ impl Observed {
         seen.generation = beat.generation;
         seen.dropped = beat.dropped;
         seen.leaving = beat.leaving;
+        if let Some(load) = &beat.load {
+            seen.load = load_of(load);
+        }
         if let Some(inventory) = &beat.inventory {
             let changed = seen.inventory_version != beat.inventory_version;
             seen.inventory_version = beat.inventory_version;
@@ -140,6 +156,22 @@ impl Observed {
     /// Whether `host` runs this revision of it now.
     pub fn is_running(&self, host: &HostId, key: &(Name, Name), revision: u64) -> bool {
         self.running(host, key).iter().any(|r| r.revision == revision && r.state == pb::RunState::Running)
+    }
+}
+
+fn load_of(load: &pb::Load) -> LoadNow {
+    let mut actors = BTreeMap::new();
+    for actor in load.actors.iter().take(LOADS_MAX) {
+        let (Ok(app), Ok(name)) = (actor.app.parse(), actor.actor.parse()) else { continue };
+        actors.insert((app, name), actor.clone());
+    }
+    LoadNow { window_ms: load.window_ms, cpu_millis: load.cpu_millis, memory_bytes: load.memory_bytes, actors }
+}
+
+impl LoadNow {
+    /// How often something happened in a second.
+    pub fn per_s(&self, count: u64) -> f64 {
+        if self.window_ms == 0 { 0.0 } else { count as f64 * 1_000.0 / f64::from(self.window_ms) }
     }
 }
 

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::disk::Disk;
 use super::handle::{self, Applied, Event, Handle, Status};
 use super::node::{Committed, Installed, Node, NotTaken, Outgoing, Read, Role, Settings, Work};
-use super::storage::{Begin, Store};
+use super::storage::{Begin, GENESIS, Store};
 use super::{Config, Error, StateMachine, Transport};
 
 /// What one round takes in before it turns to the disk.
@@ -32,6 +32,11 @@ pub(super) type OnFatal = Box<dyn FnOnce(&Error) + Send>;
 
 /// A member whose disk failed or whose state is unknown must not take part any longer, not even to say goodbye.
 pub(super) fn abort(error: &Error) {
+    // Nothing is wrong with the disk or what is on it: it ends in good order, and a newer build goes on.
+    if matches!(error, Error::Newer { .. }) {
+        error!(%error, "this scheduler ends");
+        return;
+    }
     error!(%error, "the replicated log can not go on, the process ends");
     eprintln!("lattice: the replicated log can not go on: {error}");
     std::process::abort();
@@ -60,10 +65,11 @@ pub(super) fn open<S: StateMachine, D: Disk>(
     mut state: S,
     transport: Box<dyn Transport>,
 ) -> Result<(Driver<S, D>, Handle, Receiver<Event>), Error> {
-    let begin = Begin { voters: &config.voters, log_id: &config.log_id, may_begin: config.may_begin };
+    let begin = Begin { voters: &config.voters, log_id: &config.log_id, may_begin: config.may_begin, at: GENESIS };
     let (store, opened) = Store::open(disk, &config.dir, config.id, &begin, || state.snapshot())?;
     let applied = opened.start.snapshot.index;
     if !opened.fresh {
+        state.can_restore(&opened.state).map_err(|detail| Error::Newer { index: applied, detail })?;
         state.restore(applied, &opened.state).map_err(|detail| Error::Restore { index: applied, detail })?;
     }
     let settings = Settings {
@@ -341,6 +347,10 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
                 self.send(std::mem::take(&mut messages_after));
             }
             self.apply(committed)?;
+            if let Some(Installed { meta, data }) = &snapshot {
+                let refused = |detail| Error::Newer { index: meta.index, detail };
+                self.state.can_restore(data).map_err(refused)?;
+            }
             self.store.write(snapshot.as_ref(), &entries, hard, must_sync)?;
             if let Some(installed) = snapshot {
                 self.install(&installed)?;
@@ -383,6 +393,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
             } else if entry.data.is_empty() {
                 Vec::new()
             } else {
+                self.state.can_apply(&entry.data).map_err(|detail| Error::Newer { index, detail })?;
                 self.state.apply(index, &entry.data)
             };
             self.applied = index;

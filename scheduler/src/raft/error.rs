@@ -55,6 +55,13 @@ pub enum Error {
         "state machine refuses the snapshot at log index {index}: {detail}; start with the lattice version that wrote it"
     )]
     Restore { index: u64, detail: String },
+    #[error(
+        "log entry {index} can not be applied here: {detail}; start this scheduler with a newer version of lattice: its log \
+         is kept, and goes on from there"
+    )]
+    Newer { index: u64, detail: String },
+    #[error("{0}")]
+    Outdated(String),
     #[error("{doing} {path}: {source}; check the disk's space, health and permissions, then start again")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
     #[error("raft: {0}; this is a fault in lattice, please report it with the log")]

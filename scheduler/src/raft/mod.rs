@@ -4,8 +4,8 @@
 //!
 //! Reading order: this file (the seam), `handle` (what the rest of the scheduler holds), `drive` (the one loop),
 //! `node` (the machine without IO), `members` (who takes part), `timeout`, `log` (its memory), `wire` (what members say
-//! to each other), `storage` (records on disk), `disk` (sled, and the one place that makes bytes durable), `stepped` (a
-//! member without a thread).
+//! to each other), `storage` (records on disk), `disk` (sled, and the one place that makes bytes durable), `offline` (a
+//! log that nobody runs), `stepped` (a member without a thread).
 
 mod disk;
 mod drive;
@@ -14,6 +14,7 @@ mod handle;
 mod log;
 mod members;
 pub mod node;
+pub mod offline;
 mod stepped;
 mod storage;
 mod timeout;
@@ -40,6 +41,15 @@ pub trait StateMachine: Send + 'static {
     /// Replaces the whole state by that of a snapshot taken after the entry `index`. Must accept what `snapshot` of
     /// a fresh state machine gave.
     fn restore(&mut self, index: u64, snapshot: &[u8]) -> Result<(), String>;
+    /// Why this build can not apply an entry the way that newer ones do. Asked before each `apply`: who can not must end,
+    /// and keeps its log.
+    fn can_apply(&self, _data: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+    /// Why `restore` would refuse a snapshot. Asked before it replaces anything on disk.
+    fn can_restore(&self, _snapshot: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Carries opaque messages to other members. May lose, double, delay and reorder them, and must not block: a full

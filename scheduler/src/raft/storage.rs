@@ -28,7 +28,7 @@ const PART_BYTES: usize = VALUE_BYTES_MAX - CRC_BYTES - 4;
 /// Parts of a snapshot in one batch.
 const BATCH_PARTS: usize = 256;
 /// The first entry of every cluster is its list of members, which only exists as a snapshot.
-const GENESIS: (u64, u64) = (1, 1);
+pub(super) const GENESIS: (u64, u64) = (1, 1);
 /// Where a member stands that was taken in and heard nothing yet: it needs a snapshot, whatever the others have.
 const NOTHING: (u64, u64) = (0, 0);
 
@@ -51,6 +51,8 @@ pub(super) struct Begin<'a> {
     pub(super) log_id: &'a str,
     /// Whether one may be made at all.
     pub(super) may_begin: bool,
+    /// (term, index) that its state is at: `GENESIS`, unless that state has a history.
+    pub(super) at: (u64, u64),
 }
 
 pub(super) struct Store<D> {
@@ -94,32 +96,33 @@ impl<D: Disk> Store<D> {
                 Opening { disk, boots: member.boots, log_id: member.log_id }
             }
         };
-        let hard: RaftHardState = store.must(HARD)?;
-        let log_start: RaftLogStart = store.must(LOG_START)?;
-        let snapshot: RaftSnapshotRecord = store.must(SNAPSHOT)?;
-        let meta = snapshot.meta.clone().ok_or_else(|| damaged(&store.disk, SNAPSHOT, "has no position"))?;
-        let entries = store.entries(log_start.index)?;
-        store.check(&hard, &meta, &log_start, &entries)?;
-        let state = load_parts(&store.disk, &snapshot, meta.index)?;
-        store.drop_unfinished(meta.index)?;
-
-        let last = log_start.index + entries.len() as u64;
-        let (boots, log_id) = (store.boots, std::mem::take(&mut store.log_id));
+        let opened = store.whole()?;
+        let Start { hard, snapshot, log_start, entries } = &opened.start;
+        store.drop_unfinished(snapshot.index)?;
         let this = Self {
             disk: store.disk,
-            hard,
-            snapshot: meta.clone(),
-            log_start: log_start.index,
-            last,
+            hard: *hard,
+            snapshot: snapshot.clone(),
+            log_start: log_start.1,
+            last: log_start.1 + entries.len() as u64,
             dusty: true,
             syncs: 0,
         };
-        let start = Start { hard, snapshot: meta, log_start: (log_start.term, log_start.index), entries };
-        Ok((this, Opened { start, state, fresh: false, boots, log_id }))
+        Ok((this, opened))
+    }
+
+    /// Reads everything of a member that does not run, and changes nothing. `None`: there is no log.
+    pub(super) fn look(disk: D, dir: &Path) -> Result<Option<(u64, Opened)>, Error> {
+        let Some(member) = read::<RaftMember, D>(&disk, MEMBER)? else { return Ok(None) };
+        if member.format != FORMAT {
+            return Err(Error::Format { dir: dir.to_path_buf(), found: member.format, known: FORMAT });
+        }
+        let mut store = Opening { disk, boots: member.boots, log_id: member.log_id };
+        Ok(Some((member.id, store.whole()?)))
     }
 
     fn begin(disk: D, id: u64, begin: &Begin<'_>, state: Vec<u8>) -> Result<(Self, Opened), Error> {
-        let genesis = if begin.voters.is_empty() { NOTHING } else { GENESIS };
+        let genesis = if begin.voters.is_empty() { NOTHING } else { begin.at };
         let (term, index) = genesis;
         let mut voters = begin.voters.to_vec();
         voters.sort_unstable();
@@ -279,6 +282,19 @@ struct Opening<D> {
 }
 
 impl<D: Disk> Opening<D> {
+    /// All that is there, if it fits together.
+    fn whole(&mut self) -> Result<Opened, Error> {
+        let hard: RaftHardState = self.must(HARD)?;
+        let log_start: RaftLogStart = self.must(LOG_START)?;
+        let record: RaftSnapshotRecord = self.must(SNAPSHOT)?;
+        let snapshot = record.meta.clone().ok_or_else(|| damaged(&self.disk, SNAPSHOT, "has no position"))?;
+        let entries = self.entries(log_start.index)?;
+        self.check(&hard, &snapshot, &log_start, &entries)?;
+        let state = load_parts(&self.disk, &record, snapshot.index)?;
+        let start = Start { hard, snapshot, log_start: (log_start.term, log_start.index), entries };
+        Ok(Opened { start, state, fresh: false, boots: self.boots, log_id: std::mem::take(&mut self.log_id) })
+    }
+
     fn must<M: prost::Message + Default>(&self, key: &[u8]) -> Result<M, Error> {
         read(&self.disk, key)?.ok_or_else(|| damaged(&self.disk, key, "is missing"))
     }

@@ -36,6 +36,7 @@ impl State {
     pub fn apply(&mut self, index: u64, entry: &pb::Entry, touched: &mut BTreeSet<Touched>) -> Vec<pb::Outcome> {
         assert!(index > self.applied || self.applied == 0, "log entries are applied once, in order");
         self.applied = index;
+        self.vocabulary = self.vocabulary.max(entry.version);
         entry.commands.iter().map(|command| self.command(index, entry.time_ms, command, touched)).collect()
     }
 
@@ -91,6 +92,8 @@ impl State {
             Some(What::PromoteMember(c)) => self.promote_member(c.id),
             Some(What::RemoveMember(c)) => self.remove_member(c.id),
             Some(What::IssueToken(c)) => self.issue_token(now_ms, c),
+            Some(What::SetAccess(c)) => self.set_access(now_ms, c),
+            Some(What::RemoveAccess(c)) => self.remove_access(c),
             None => refuse("invalid", "a command of a kind this build does not know: update it"),
         };
         let outcome = outcome(done);

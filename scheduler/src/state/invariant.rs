@@ -37,6 +37,9 @@ fn check_bounds(state: &State, found: &mut Vec<String>) {
     if state.answered.len() != state.answered_order.len() {
         found.push("answers and their order differ in number".into());
     }
+    if state.access.len() > super::ACCESS_MAX {
+        found.push(format!("bounds: {} tokens of the API", state.access.len()));
+    }
     if state.members.len() > super::MEMBERS_MAX || state.tokens.len() > super::TOKENS_MAX {
         found.push(format!("bounds: {} schedulers, {} join tokens", state.members.len(), state.tokens.len()));
     }

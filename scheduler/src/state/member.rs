@@ -27,6 +27,8 @@ pub struct Member {
     /// The log it joined with. Who comes under its id with another one has lost that.
     pub log_id: String,
     pub wants: Wants,
+    /// The newest version of commands that it can apply.
+    pub vocabulary: u32,
 }
 
 /// Whether a scheduler shall vote.
@@ -45,19 +47,19 @@ impl Member {
             Wants::Vote => 1,
             Wants::Standby => 2,
         };
-        let Self { peer, api, log_id, .. } = self.clone();
-        pb::MemberRecord { id, peer, api, log_id, wants }
+        let Self { peer, api, log_id, vocabulary, .. } = self.clone();
+        pb::MemberRecord { id, peer, api, log_id, wants, vocabulary }
     }
 
     pub(super) fn from_record(record: pb::MemberRecord) -> std::result::Result<(u64, Self), String> {
-        let pb::MemberRecord { id, peer, api, log_id, wants } = record;
+        let pb::MemberRecord { id, peer, api, log_id, wants, vocabulary } = record;
         let wants = match wants {
             0 => Wants::Auto,
             1 => Wants::Vote,
             2 => Wants::Standby,
             other => return Err(format!("scheduler {id} wants {other}, which this build does not know")),
         };
-        Ok((id, Self { peer, api, log_id, wants }))
+        Ok((id, Self { peer, api, log_id, wants, vocabulary: vocabulary.max(1) }))
     }
 }
 
@@ -100,8 +102,13 @@ impl State {
                     format!("there is no scheduler {}; start it with --join ADDR --token TOKEN", c.id),
                 );
             }
-            let member =
-                Member { peer: c.peer.clone(), api: c.api.clone(), log_id: c.log_id.clone(), wants: Wants::Vote };
+            let member = Member {
+                peer: c.peer.clone(),
+                api: c.api.clone(),
+                log_id: c.log_id.clone(),
+                wants: Wants::Vote,
+                vocabulary: c.vocabulary.max(1),
+            };
             self.members.insert(c.id, member);
             self.next_member = self.next_member.max(c.id + 1);
             return Ok(Done { change: "created", ..Done::default() });
@@ -109,7 +116,9 @@ impl State {
         if member.log_id != c.log_id {
             return refuse("conflict", lost_log(c.id));
         }
-        let same = member.peer == c.peer && member.api == c.api;
+        let vocabulary = c.vocabulary.max(1);
+        let same = member.peer == c.peer && member.api == c.api && member.vocabulary == vocabulary;
+        member.vocabulary = vocabulary;
         member.peer.clone_from(&c.peer);
         member.api.clone_from(&c.api);
         Ok(Done { change: if same { "unchanged" } else { "configured" }, ..Done::default() })
@@ -140,7 +149,13 @@ impl State {
         }
         self.expect_free(&c.peer, id)?;
         let wants = if c.standby { Wants::Standby } else { Wants::Auto };
-        let member = Member { peer: c.peer.clone(), api: c.api.clone(), log_id: c.log_id.clone(), wants };
+        let member = Member {
+            peer: c.peer.clone(),
+            api: c.api.clone(),
+            log_id: c.log_id.clone(),
+            wants,
+            vocabulary: c.vocabulary.max(1),
+        };
         self.members.insert(id, member);
         self.next_member = self.next_member.max(id + 1);
         Ok(Done { change: "created", ..Done::default() })
@@ -252,7 +267,8 @@ mod tests {
     }
 
     fn set(id: u64, peer: &str, log_id: &str) -> What {
-        What::SetMember(pb::SetMember { id, peer: peer.into(), api: "127.0.0.1:7400".into(), log_id: log_id.into() })
+        let (peer, api, log_id) = (peer.into(), "127.0.0.1:7400".into(), log_id.into());
+        What::SetMember(pb::SetMember { id, peer, api, log_id, vocabulary: 2 })
     }
 
     fn add(hash: &str, peer: &str, log_id: &str) -> What {
@@ -262,6 +278,7 @@ mod tests {
             api: String::new(),
             log_id: log_id.into(),
             standby: false,
+            vocabulary: 2,
         })
     }
 

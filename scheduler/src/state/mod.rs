@@ -3,26 +3,28 @@
 //! Pure: `State::apply` reads nothing but itself and the entry, so every member that applies the same log holds the
 //! same bytes. It never plans: it validates and stores a plan, or refuses one whose base has moved.
 //!
-//! Reading order: `State`, `apply` (one function per command), `member` (those about schedulers), `snapshot`,
-//! `invariant`.
+//! Reading order: `State`, `apply` (one function per command), `member` (those about schedulers), `access`
+//! (those about who may ask), `vocabulary` (which build knows which), `snapshot`, `invariant`.
 
+mod access;
 mod apply;
 pub mod invariant;
 mod member;
 mod snapshot;
+mod vocabulary;
 
+pub use access::{ACCESS_MAX, Access, Role};
 pub use member::{MEMBERS_MAX, Member, TOKEN_LIFE_MS_MAX, TOKENS_MAX, Wants};
 
 pub(crate) use member::{lost_log, removed};
 pub use snapshot::Corrupt;
+pub use vocabulary::{VERSION, entry, expect_known};
 
 use proto::app::{App, HostId, Name};
 use proto::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// The vocabulary this build can apply.
-pub const VERSION: u32 = 1;
 /// Revisions kept of one app, beside those that are still placed.
 pub const REVISIONS_MAX: usize = 10;
 /// Request ids remembered, so that a retried write is applied once.
@@ -51,6 +53,10 @@ pub struct State {
     pub members: BTreeMap<u64, Member>,
     /// The next scheduler that joins gets this id; 0: none made itself known yet.
     pub next_member: u64,
+    /// Who may use the API, by name of the token.
+    pub access: BTreeMap<Name, Access>,
+    /// The newest version of an entry that was applied: who knows less can not go on from here.
+    pub vocabulary: u32,
     /// Join tokens that are good: hash of the secret -> Unix time of their end, in ms.
     tokens: BTreeMap<String, u64>,
     /// Host -> what is placed on it: the same facts by host, kept in step.

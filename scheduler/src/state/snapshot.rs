@@ -15,7 +15,7 @@ pub struct Corrupt(pub String);
 impl State {
     pub fn to_snapshot(&self) -> pb::Snapshot {
         pb::Snapshot {
-            version: VERSION,
+            version: self.vocabulary,
             applied: self.applied,
             plan_base: self.plan_base,
             apps: self.apps.iter().map(|(name, app)| app_record(name, app)).collect(),
@@ -70,6 +70,7 @@ impl State {
                 .iter()
                 .map(|(hash, expires_ms)| pb::IssueToken { hash: hash.clone(), expires_ms: *expires_ms })
                 .collect(),
+            access: self.access.iter().map(|(name, access)| access.record(name)).collect(),
             retired: self
                 .retired
                 .iter()
@@ -82,6 +83,19 @@ impl State {
         self.to_snapshot().encode_to_vec()
     }
 
+    /// Makes this the beginning of a new log at `index`, which is above all that hosts have confirmed: what is desired and
+    /// where it is placed stays, every host is told anew, and who the schedulers were is forgotten.
+    pub fn begin_anew(&mut self, index: u64) {
+        self.applied = index;
+        self.plan_base = index;
+        for host in self.hosts.values_mut() {
+            host.generation = index;
+        }
+        self.members.clear();
+        self.next_member = 0;
+        self.tokens.clear();
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Corrupt> {
         let snapshot = pb::Snapshot::decode(bytes).map_err(|e| Corrupt(format!("does not decode: {e}")))?;
         Self::from_snapshot(snapshot)
@@ -92,6 +106,7 @@ impl State {
             return Err(Corrupt(format!("version {} is newer than {VERSION}", snapshot.version)));
         }
         let mut state = Self { applied: snapshot.applied, plan_base: snapshot.plan_base, ..Self::default() };
+        state.vocabulary = snapshot.version;
         for record in snapshot.apps {
             let (name, app) = app_from(record)?;
             state.apps.insert(name, app);
@@ -127,6 +142,10 @@ impl State {
         for record in snapshot.members {
             let (id, member) = super::Member::from_record(record).map_err(Corrupt)?;
             state.members.insert(id, member);
+        }
+        for record in snapshot.access {
+            let (name, access) = super::Access::from_record(record).map_err(Corrupt)?;
+            state.access.insert(name, access);
         }
         state.tokens = snapshot.tokens.into_iter().map(|token| (token.hash, token.expires_ms)).collect();
         for retired in snapshot.retired {

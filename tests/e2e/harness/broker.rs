@@ -13,7 +13,7 @@ pub(crate) enum Broker {
 }
 
 /// The program that `tests/run` installs, or the one that LATTICE_NATS_SERVER names.
-fn program() -> PathBuf {
+pub(crate) fn nats_server() -> PathBuf {
     let path = match std::env::var_os("LATTICE_NATS_SERVER") {
         Some(path) => PathBuf::from(path),
         None => super::root().join("target/tools/bin/nats-server"),
@@ -38,7 +38,7 @@ impl NatsServer {
         let _ = std::fs::remove_dir_all(&ports);
         std::fs::create_dir(&ports).unwrap();
         let asked = if port == 0 { "-1".to_owned() } else { port.to_string() };
-        let mut command = Command::new(program());
+        let mut command = Command::new(nats_server());
         command.args(["--addr", "127.0.0.1", "--port", &asked, "--ports_file_dir"]).arg(&ports);
         let mut process = Process::spawn("nats-server", dir, &mut command);
         let port = super::until("nats-server listens", super::SOON, || {

@@ -34,12 +34,14 @@ pub(crate) struct Request<'a> {
     pub(crate) host: &'a str,
     pub(crate) target: &'a str,
     pub(crate) body: &'a [u8],
+    /// Whole lines of further headers, each with its end.
+    pub(crate) more: &'a str,
     pub(crate) deadline: Duration,
 }
 
 impl<'a> Request<'a> {
     pub(crate) fn get(at: SocketAddr, target: &'a str) -> Self {
-        Self { at, method: "GET", host: "", target, body: b"", deadline: Duration::from_secs(15) }
+        Self { at, method: "GET", host: "", target, body: b"", more: "", deadline: Duration::from_secs(15) }
     }
 
     /// Sends it and takes the whole answer. The body is sent while the answer arrives.
@@ -51,10 +53,11 @@ impl<'a> Request<'a> {
         stream.set_write_timeout(Some(self.deadline))?;
         let host = if self.host.is_empty() { self.at.to_string() } else { self.host.to_owned() };
         let head = format!(
-            "{} {} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            "{} {} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n{}Connection: close\r\n\r\n",
             self.method,
             self.target,
-            self.body.len()
+            self.body.len(),
+            self.more
         );
         let mut writer = stream.try_clone()?;
         let bytes = std::thread::scope(|scope| {

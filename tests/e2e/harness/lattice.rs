@@ -22,7 +22,11 @@ pub(crate) struct Lattice {
     hosts: BTreeMap<String, Host>,
     bus: String,
     api: String,
+    /// Where `up`, or the scheduler, tells how it is.
+    admin: Option<SocketAddr>,
     labels: Vec<String>,
+    /// What its processes find in their environment.
+    env: Vec<(&'static str, String)>,
     // Last, so that it goes when all who write there have ended.
     dir: Option<TempDir>,
 }
@@ -31,6 +35,8 @@ struct Host {
     labels: Vec<String>,
     /// Further arguments of its command line.
     more: Vec<String>,
+    /// The program, behind what runs it if that is not this machine.
+    program: Vec<PathBuf>,
     has_ingress: bool,
     ingress: Option<SocketAddr>,
     process: Option<Process>,
@@ -59,19 +65,46 @@ impl Lattice {
 
     /// As `start`; the labels are those of "a".
     pub(crate) fn start_labelled(broker: Broker, labels: &[&str]) -> Self {
-        let mut lattice = Self {
+        Self::start_in(broker, labels, Vec::new())
+    }
+
+    /// The same, its processes in this environment.
+    pub(crate) fn start_in(broker: Broker, labels: &[&str], env: Vec<(&'static str, String)>) -> Self {
+        let mut lattice = Self::of_nobody(broker, labels);
+        lattice.env = env;
+        lattice.start_main();
+        lattice.until_hosts(&[("a", "ready")]);
+        lattice
+    }
+
+    fn of_nobody(broker: Broker, labels: &[&str]) -> Self {
+        Self {
             broker,
             nats: None,
             main: None,
             hosts: BTreeMap::new(),
             bus: String::new(),
             api: String::new(),
+            admin: None,
             labels: labels.iter().map(|l| (*l).to_owned()).collect(),
+            env: Vec::new(),
             dir: Some(tempfile::Builder::new().prefix("lattice-e2e-").tempdir().unwrap()),
-        };
-        lattice.start_main();
+        }
+    }
+
+    /// A scheduler and host "a" on a bus that is there already.
+    pub(crate) fn on(bus: &str) -> Self {
+        let mut lattice = Self::of_nobody(Broker::Nats, &[]);
+        lattice.use_bus(bus);
+        lattice.start_scheduler();
+        lattice.add_host("a", &[], true);
         lattice.until_hosts(&[("a", "ready")]);
         lattice
+    }
+
+    /// The bus of those that are started from now on.
+    pub(crate) fn use_bus(&mut self, bus: &str) {
+        bus.clone_into(&mut self.bus);
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -108,27 +141,36 @@ impl Lattice {
 
     fn start_up(&mut self) {
         let mut command = Command::new(PROGRAM);
-        command.args(["up", "--name", "a", "--api", "127.0.0.1:0", "--ingress", "127.0.0.1:0", "--data"]);
+        command.args(["up", "--name", "a", "--api", "127.0.0.1:0", "--ingress", "127.0.0.1:0"]);
+        command.args(["--admin", "127.0.0.1:0", "--data"]);
         command.arg(self.dir().join("up")).args(["--bus", &format!("127.0.0.1:{}", self.bus_port())]);
         for label in &self.labels {
             command.args(["--label", label]);
         }
-        let mut process = Process::spawn("up", self.dir(), clean(&mut command));
+        let mut process = Process::spawn("up", self.dir(), clean(&mut command).envs(self.env.iter().cloned()));
         self.api = process.field("api");
         self.bus = process.field("bus");
+        self.admin = Some(address(&process.field("admin")));
         let ingress = Some(address(&process.field("ingress")));
         let (labels, has_ingress) = (self.labels.clone(), true);
-        self.hosts.insert("a".into(), Host { labels, more: Vec::new(), has_ingress, ingress, process: None });
+        let (more, program) = (Vec::new(), vec![PROGRAM.into()]);
+        self.hosts.insert("a".into(), Host { labels, more, program, has_ingress, ingress, process: None });
         self.main = Some(process);
     }
 
-    fn start_scheduler(&mut self) {
+    pub(crate) fn start_scheduler(&mut self) {
         let mut command = Command::new(PROGRAM);
-        command.args(["scheduler", "--api", "127.0.0.1:0", "--nats", &self.bus, "--data"]);
+        command.args(["scheduler", "--api", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--nats", &self.bus, "--data"]);
         command.arg(self.dir().join("scheduler"));
         let mut process = Process::spawn("scheduler", self.dir(), clean(&mut command));
         self.api = process.field("api");
+        self.admin = Some(address(&process.field("admin")));
         self.main = Some(process);
+    }
+
+    /// Where `up`, or the scheduler, tells how it is.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin.expect("it has started")
     }
 
     /// Starts another host. It may take a moment until it is ready: see `until_hosts`.
@@ -138,9 +180,21 @@ impl Lattice {
 
     /// The same, with further arguments.
     pub(crate) fn add_host_with(&mut self, name: &str, labels: &[&str], has_ingress: bool, more: &[&str]) {
+        self.add_host_of(name, vec![PROGRAM.into()], labels, has_ingress, more);
+    }
+
+    /// The same, of another program.
+    pub(crate) fn add_host_of(
+        &mut self,
+        name: &str,
+        program: Vec<PathBuf>,
+        labels: &[&str],
+        has_ingress: bool,
+        more: &[&str],
+    ) {
         let owned = |texts: &[&str]| texts.iter().map(|l| (*l).to_owned()).collect();
         let (labels, more) = (owned(labels), owned(more));
-        self.hosts.insert(name.into(), Host { labels, more, has_ingress, ingress: None, process: None });
+        self.hosts.insert(name.into(), Host { labels, more, program, has_ingress, ingress: None, process: None });
         self.start_host(name);
     }
 
@@ -148,7 +202,8 @@ impl Lattice {
     pub(crate) fn start_host(&mut self, name: &str) {
         let data = self.dir().join(format!("host-{name}"));
         let host = &self.hosts[name];
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(&host.program[0]);
+        command.args(&host.program[1..]);
         command.args(["host", "--name", name, "--nats", &self.bus, "--data"]).arg(data).args(&host.more);
         for label in &host.labels {
             command.args(["--label", label]);
@@ -156,7 +211,8 @@ impl Lattice {
         if host.has_ingress {
             command.args(["--ingress", "127.0.0.1:0"]);
         }
-        let mut process = Process::spawn(&format!("host-{name}"), self.dir(), clean(&mut command));
+        let command = clean(&mut command).envs(self.env.iter().cloned());
+        let mut process = Process::spawn(&format!("host-{name}"), self.dir(), command);
         let ingress = host.has_ingress.then(|| address(&process.field("ingress")));
         process.field("id");
         let host = self.hosts.get_mut(name).unwrap();
@@ -211,6 +267,17 @@ impl Lattice {
             Broker::Embedded => self.start_up(),
             Broker::Nats => self.start_scheduler(),
         }
+    }
+
+    /// `kill -9` of the scheduler alone, on nats-server.
+    pub(crate) fn kill_scheduler(&mut self) {
+        assert_eq!(self.broker, Broker::Nats, "the embedded broker would go with it");
+        self.main.take().expect("it runs").kill();
+    }
+
+    /// What a host that is a process of its own has logged since it was first started.
+    pub(crate) fn log_of(&self, host: &str) -> String {
+        std::fs::read_to_string(self.dir().join(format!("host-{host}.err"))).unwrap_or_default()
     }
 
     /// `kill -9` of the bus: nats-server, or `up` with the broker in it.
@@ -355,13 +422,16 @@ impl Drop for Lattice {
 
 /// What the machine's user has set must not change a test.
 pub(crate) fn clean(command: &mut Command) -> &mut Command {
-    for name in ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_LOG", "LATTICE_NATS_TOKEN"] {
+    for name in ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_LOG", "LATTICE_NATS_TOKEN", "LATTICE_TOKEN"] {
+        command.env_remove(name);
+    }
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OTEL_")) {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1")
 }
 
-fn address(url: &str) -> SocketAddr {
+pub(crate) fn address(url: &str) -> SocketAddr {
     let bare = url.strip_prefix("http://").unwrap_or(url);
     bare.parse().unwrap_or_else(|e| panic!("{url}: {e}"))
 }

@@ -1,7 +1,7 @@
 //! Manifests: those of the examples, and variations of them written into a lattice's folder.
 
 use super::{Lattice, file};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(crate) fn hello() -> PathBuf {
     file("manifests/hello/app.yaml")
@@ -18,6 +18,21 @@ pub(crate) fn keystore_builtin() -> PathBuf {
 pub(crate) fn keystore_actor() -> PathBuf {
     file("manifests/keystore/actor.yaml")
 }
+pub(crate) fn words() -> PathBuf {
+    file("manifests/words/app.yaml")
+}
+
+/// One actor "a" of the app `name`, of the component or module at `image`, with these traits (YAML, one a line).
+pub(crate) fn actor(lattice: &Lattice, name: &str, image: &Path, traits: &[&str]) -> PathBuf {
+    let traits: String = traits.iter().map(|t| format!("        - {t}\n")).collect();
+    let traits = if traits.is_empty() { traits } else { format!("      traits:\n{traits}") };
+    let text = format!(
+        "apiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata: {{name: {name}}}\nspec:\n  components:\n    \
+         - name: a\n      type: component\n      properties: {{image: {}}}\n{traits}",
+        image.display()
+    );
+    lattice.write(&format!("{name}.yaml"), text)
+}
 
 /// One actor of the hello component, as it can be varied.
 #[derive(Debug, Clone)]
@@ -27,15 +42,18 @@ pub(crate) struct Hello {
     /// Path of its route.
     pub(crate) path: &'static str,
     /// Host name of its route; "" is any.
-    pub(crate) host: &'static str,
+    pub(crate) host: String,
     /// `key: value` that the host must have; "" is any host.
     pub(crate) on: &'static str,
     pub(crate) memory: &'static str,
+    /// Where the component is.
+    pub(crate) image: String,
 }
 
 impl Default for Hello {
     fn default() -> Self {
-        Self { name: "hello", replicas: 1, path: "/", host: "", on: "", memory: "64MiB" }
+        let image = file("manifests/hello/hello.wasm").display().to_string();
+        Self { name: "hello", replicas: 1, path: "/", host: String::new(), on: "", memory: "64MiB", image }
     }
 }
 
@@ -46,8 +64,7 @@ impl Hello {
     }
 
     pub(crate) fn text(&self) -> String {
-        let Self { name, replicas, path, host, on, memory } = self;
-        let image = file("manifests/hello/hello.wasm");
+        let Self { name, replicas, path, host, on, memory, image } = self;
         let host = if host.is_empty() { String::new() } else { format!("\n            host: {host}") };
         let spread = match *on {
             "" => String::new(),
@@ -62,7 +79,7 @@ spec:
     - name: hello
       type: component
       properties:
-        image: {}
+        image: \"{image}\"
       traits:
         - type: spreadscaler
           properties:
@@ -73,8 +90,7 @@ spec:
         - type: limits
           properties:
             memory: {memory}
-",
-            image.display()
+"
         )
     }
 }

@@ -2,18 +2,25 @@
 //! Waiting is always for a state, with a deadline; nothing here sleeps to let time pass.
 
 mod broker;
+mod cluster;
+#[cfg(target_os = "linux")]
+mod disk;
 pub(crate) mod http;
 mod lattice;
 pub(crate) mod load;
 pub(crate) mod manifests;
 mod process;
 
-pub(crate) use broker::{Broker, NatsServer};
-pub(crate) use lattice::{Lattice, PROGRAM, clean};
+pub(crate) use broker::{Broker, NatsServer, nats_server};
+pub(crate) use cluster::{Cluster, finish};
+#[cfg(target_os = "linux")]
+pub(crate) use disk::Disk;
+pub(crate) use lattice::{Lattice, PROGRAM, address, clean};
 pub(crate) use process::Process;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -116,4 +123,12 @@ pub(crate) fn root() -> &'static Path {
 /// A file of the workspace.
 pub(crate) fn file(path: &str) -> PathBuf {
     root().join(path)
+}
+
+/// Runs a command of the machine to its end, or says why it did not do what it should.
+pub(crate) fn shell(command: &mut Command) -> Result<(), String> {
+    let name = command.get_program().display().to_string();
+    let output = command.output().map_err(|e| format!("{name}: {e}"))?;
+    let says = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("{name}: {says}")) }
 }

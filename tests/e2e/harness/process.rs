@@ -94,14 +94,33 @@ impl Process {
 
     /// Ctrl-C; it must end well, and soon.
     pub(crate) fn interrupt(&mut self) {
-        self.signal("INT");
+        self.end_by("INT");
+    }
+
+    /// As a service manager ends it; it must end well, and soon.
+    pub(crate) fn terminate(&mut self) {
+        self.end_by("TERM");
+    }
+
+    fn end_by(&mut self, signal: &str) {
+        self.signal(signal);
         let end = Instant::now() + END;
         while self.is_alive() {
-            assert!(Instant::now() < end, "{} did not end within {END:?} of SIGINT", self.name);
+            assert!(Instant::now() < end, "{} did not end within {END:?} of SIG{signal}", self.name);
             std::thread::sleep(super::POLL);
         }
         let status = self.ended.unwrap();
-        assert!(status.success(), "{} ended with {status} after SIGINT", self.name);
+        assert!(status.success(), "{} ended with {status} after SIG{signal}", self.name);
+    }
+
+    /// Waits until it has ended by itself; gives its exit code.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        let end = Instant::now() + END;
+        while self.is_alive() {
+            assert!(Instant::now() < end, "{} did not end within {END:?}", self.name);
+            std::thread::sleep(super::POLL);
+        }
+        self.ended.and_then(|status| status.code())
     }
 
     /// Not a step further, until `resume`.

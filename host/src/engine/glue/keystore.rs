@@ -34,7 +34,7 @@ impl From<Error> for store::Error {
 
 impl State {
     fn keystore(&self) -> Result<Arc<dyn KeyStore>, Error> {
-        Ok(self.env().imports.keystore(LINK)?)
+        Ok(self.env().imports.keystore(LINK, self.origin())?)
     }
 }
 

@@ -66,7 +66,7 @@ impl State {
         }
     }
     pub(super) fn keyvalue(&self, interface: &str) -> Result<Arc<dyn KeyValue>, Error> {
-        Ok(self.env().imports.keyvalue(interface, LINK)?)
+        Ok(self.env().imports.keyvalue(interface, LINK, self.origin())?)
     }
     pub(super) fn bucket(&self, bucket: &Resource<Bucket>) -> Result<Arc<str>> {
         Ok(self.table.get(bucket)?.name.clone())

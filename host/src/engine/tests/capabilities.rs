@@ -70,10 +70,10 @@ struct Linked {
 }
 
 impl Imports for Linked {
-    fn keyvalue(&self, _: &str, _: &str) -> Result<Arc<dyn KeyValue>, CallError> {
+    fn keyvalue(&self, _: &str, _: &str, _: &Origin) -> Result<Arc<dyn KeyValue>, CallError> {
         Ok(self.memory.clone())
     }
-    fn keystore(&self, name: &str) -> Result<Arc<dyn KeyStore>, CallError> {
+    fn keystore(&self, name: &str, _: &Origin) -> Result<Arc<dyn KeyStore>, CallError> {
         let vault = self.vault.clone().ok_or_else(|| unlinked("lattice:keystore/store"))?;
         Ok(Arc::new(KeyStoreOver::new(vault, LinkContext { name: name.to_owned(), ..LinkContext::default() })))
     }

@@ -6,6 +6,7 @@ mod calls;
 mod capabilities;
 mod grants;
 mod hostile;
+mod later;
 mod limits;
 mod load;
 
@@ -14,6 +15,7 @@ use crate::call::{Body, CallError, Serve};
 use crate::capability::keystore::KeyStore;
 use crate::capability::keyvalue::KeyValue;
 use crate::capability::{Imports, LogSink};
+use crate::origin::Origin;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use proto::app::Digest;
@@ -95,7 +97,7 @@ pub(super) async fn text(response: Result<http::Response<Body>, CallError>) -> S
 pub(super) struct Lines(pub(super) Mutex<Vec<(String, String)>>);
 
 impl LogSink for Lines {
-    fn line(&self, _: u64, stream: &str, text: &str) {
+    fn line(&self, _: u64, _: &str, stream: &str, text: &str) {
         self.0.lock().unwrap().push((stream.to_owned(), text.to_owned()));
     }
 }
@@ -109,10 +111,10 @@ fn unlinked(interface: &str) -> CallError {
 }
 
 impl Imports for Links {
-    fn keyvalue(&self, interface: &str, _: &str) -> Result<Arc<dyn KeyValue>, CallError> {
+    fn keyvalue(&self, interface: &str, _: &str, _: &Origin) -> Result<Arc<dyn KeyValue>, CallError> {
         Err(unlinked(interface))
     }
-    fn keystore(&self, _: &str) -> Result<Arc<dyn KeyStore>, CallError> {
+    fn keystore(&self, _: &str, _: &Origin) -> Result<Arc<dyn KeyStore>, CallError> {
         Err(unlinked("lattice:keystore/store"))
     }
     fn dynamic(&self, interface: &str, _: &str) -> Result<Arc<dyn Serve>, CallError> {

@@ -46,6 +46,7 @@ fn link(config: &[(&str, &str)]) -> LinkContext {
         name: "default".into(),
         config: config.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         deadline: None,
+        origin: Default::default(),
     }
 }
 

@@ -25,7 +25,7 @@ struct Member {
 impl Member {
     fn open(disk: &Memory, id: u64, voters: &[u64], seed: u64) -> Self {
         let mut words = Words::default();
-        let begin = Begin { voters, log_id: "log", may_begin: true };
+        let begin = Begin { voters, log_id: "log", may_begin: true, at: (1, 1) };
         let (store, opened) = Store::open(disk.clone(), Path::new("memory"), id, &begin, || words.snapshot()).unwrap();
         let applied = opened.start.snapshot.index;
         words.restore(applied, &opened.state).unwrap();

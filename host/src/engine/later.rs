@@ -1,0 +1,102 @@
+//! WASI 0.3: components whose functions wait by themselves, on an engine of their own beside that of WASI 0.2, whose
+//! calls would pay for it. It is made when the first such component comes. Everything that is denied until it is
+//! granted in WASI 0.2 is here as well, by the same context, the same hooks and the same guards.
+//!
+//! An HTTP request to its `wasi:http/handler` runs in a fresh instance, which goes on until the body is out; in `many`
+//! it runs beside others.
+
+use super::actor::{Run, Shared};
+use super::cache::Cache;
+use super::state::State;
+use super::{Error, Size, config, link_wasi, start, tick};
+use crate::call::{Body, CallError};
+use http::Request;
+use std::path::Path;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::oneshot;
+use wasmtime::component::{Accessor, Linker};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::p3;
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
+use wasmtime_wasi_http::{FieldMap, WasiHttpView as _};
+
+/// The interface through which HTTP comes in.
+pub(super) const HANDLER: &str = "wasi:http/handler";
+/// The version under which the library links WASI 0.3; a test sees that this is so.
+pub(super) const VERSION: &str = "0.3.0";
+
+/// The engine for components of WASI 0.3.
+pub(super) struct Later {
+    pub(super) engine: wasmtime::Engine,
+    /// Both WASI 0.3 and 0.2, linked once.
+    pub(super) wasi: Linker<State>,
+    pub(super) cache: Arc<Cache>,
+}
+
+impl Later {
+    pub(super) fn start(size: Size, cache_dir: &Path, running: Arc<AtomicU32>) -> Result<Self, Error> {
+        let failed = |e: wasmtime::Error| Error::Start(format!("{e:#}"));
+        let (engine, _) = start(size, config::Kind::Later)?;
+        let cache = Cache::open(cache_dir, &engine)
+            .map_err(|source| Error::Cache { dir: cache_dir.display().to_string(), source })?;
+        let mut wasi = link_wasi(&engine).map_err(failed)?;
+        wasmtime_wasi::p3::add_to_linker(&mut wasi).map_err(failed)?;
+        p3::add_to_linker(&mut wasi).map_err(failed)?;
+        tick(&engine, running).map_err(|e| Error::Start(e.to_string()))?;
+        Ok(Self { engine, wasi, cache: Arc::new(cache) })
+    }
+}
+
+/// One request to an instance; it has ended when the head of its answer is there.
+pub(super) async fn one(
+    service: &Service,
+    accessor: &Accessor<State>,
+    request: Request<Body>,
+    tx: oneshot::Sender<super::http::Head>,
+) -> wasmtime::Result<()> {
+    let (parts, body) = request.into_parts();
+    let to = parts.uri.into_parts();
+    let headers = accessor.with(|mut access| FieldMap::new_immutable(access.data_mut().http().hooks, parts.headers));
+    let (method, path) = (parts.method, to.path_and_query);
+    let (request, received) = p3::Request::new(method, to.scheme, to.authority, path, headers, None, body);
+    let head = match service.handle(accessor, request).await? {
+        Ok(response) => Ok(accessor.with(|access| response.into_http(access, received))?),
+        Err(code) => Err(ErrorCode::InternalError(Some(format!("{code:?}")))),
+    };
+    // Who asked may have gone.
+    let _ = tx.send(head);
+    Ok(())
+}
+
+/// The whole invocation, as `http::guest` has it for WASI 0.2.
+pub(super) async fn guest(
+    shared: Arc<Shared>,
+    service: ServicePre<State>,
+    mut run: Run,
+    request: Request<Body>,
+    tx: oneshot::Sender<super::http::Head>,
+    broken: Arc<OnceLock<CallError>>,
+) -> Result<(), CallError> {
+    let store = &mut run.store;
+    let call = async {
+        let service = service.instantiate_async(&mut *store).await?;
+        let ended = store.run_concurrent(async move |accessor| {
+            one(&service, accessor, request, tx).await?;
+            // The body is written by what the guest left running.
+            std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+            wasmtime::error::Ok(())
+        });
+        ended.await?
+    };
+    let ended = match call.await {
+        // It may end itself when it has nothing more to say.
+        Err(e) if shared.env.granted.grants.exit && matches!(e.downcast_ref(), Some(I32Exit(0))) => Ok(()),
+        ended => ended.map_err(|e| shared.failed(&run.store, &e)),
+    };
+    if let Err(e) = &ended {
+        let _ = broken.set(e.clone());
+    }
+    ended
+}

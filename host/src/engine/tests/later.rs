@@ -1,0 +1,210 @@
+//! WASI 0.3: a real component is served, and what is not granted it does not get, one thing after another.
+
+use super::*;
+use proto::app::{Folder, Grants, Limits, Random};
+use std::time::{Duration, Instant};
+
+fn later() -> Vec<u8> {
+    committed("tests/guests/later/later.wasm")
+}
+
+async fn say(world: &World, grants: Grants, path: &str) -> String {
+    let actor = world.actor(later(), Spec { grants, ..world.spec() }).await;
+    match actor.http(get(path), None).await {
+        Ok(response) => text(Ok(response)).await,
+        Err(e) => format!("error: {e}"),
+    }
+}
+
+#[tokio::test]
+async fn it_answers_and_gives_bodies_back() {
+    let world = World::new();
+    let actor = world.actor(later(), world.spec()).await;
+    assert_eq!(text(actor.http(get("/"), None).await).await, "Hello from WASI 0.3!\n");
+    let text_sent: &str = "some text, ".repeat(100_000).leak();
+    assert_eq!(text(actor.http(post("/echo", text_sent), None).await).await, text_sent);
+    assert_eq!(text(actor.http(post("/echo", ""), None).await).await, "");
+    let error = actor.http(get("/error"), None).await.unwrap_err().to_string();
+    assert!(error.starts_with("actor shop/cart answered with an error: "), "{error}");
+    assert!(error.contains("ConfigurationError"), "{error}");
+    // It waits without holding up anybody, on one thread.
+    let began = Instant::now();
+    let waits = (0..5).map(|_| async { text(actor.http(get("/wait?300"), None).await).await });
+    for waited in futures::future::join_all(waits).await {
+        let ms: u64 = waited.strip_prefix("waited ").and_then(|w| w.strip_suffix(" ms\n")?.parse().ok()).unwrap();
+        assert!((299..2_000).contains(&ms), "{waited}");
+    }
+    assert!(began.elapsed() < Duration::from_millis(1_400), "one after the other: {:?}", began.elapsed());
+    assert!(text(actor.http(get("/print?so"), None).await).await == "printed\n");
+    assert!(actor.drain(Duration::from_secs(10)).await);
+    assert!(world.lines.0.lock().unwrap().contains(&("stdout".to_owned(), "printed so".to_owned())));
+    assert_eq!((actor.stats().errors, actor.stats().in_flight), (1, 0));
+}
+
+#[tokio::test]
+async fn many_requests_are_in_one_instance_at_once() {
+    let world = World::new();
+    let limits = Limits { reuse: 20, concurrency: 8, deadline_ms: 4_000, ..Limits::default() };
+    let actor = world.actor(later(), Spec { replicas: 1, limits, ..world.spec() }).await;
+    let say = async |path: &str| match actor.http(get(path), None).await {
+        Ok(response) => response
+            .into_body()
+            .collect()
+            .await
+            .map_or_else(|e| format!("broken: {e}"), |body| String::from_utf8(body.to_bytes().to_vec()).unwrap()),
+        Err(e) => format!("error: {e}"),
+    };
+    // Eight wait in one instance, and it counts them.
+    let began = Instant::now();
+    let waits = futures::future::join_all((0..8).map(|_| say("/wait?400"))).await;
+    assert!(waits.iter().all(|waited| waited.starts_with("waited ")), "{waits:?}");
+    assert!(began.elapsed() < Duration::from_millis(2_400), "one after the other: {:?}", began.elapsed());
+    assert_eq!(say("/count").await, "1\n");
+    assert_eq!(say("/count").await, "2\n", "an instance of its own");
+    // The twentieth is its last.
+    for n in 3..=12 {
+        assert_eq!(say("/count").await, format!("{n}\n"));
+    }
+    assert_eq!(say("/count").await, "1\n", "it took more than limits.reuse");
+
+    // A body stays in its seat, and comes whole beside others.
+    let text_sent: &str = "some text, ".repeat(50_000).leak();
+    let echoes = (0..4).map(|_| async { text(actor.http(post("/echo", text_sent), None).await).await });
+    assert!(futures::future::join_all(echoes).await.iter().all(|echoed| echoed == text_sent));
+
+    // A trap ends those that are in there with it, and nobody else.
+    let (waited, trapped) = tokio::join!(say("/wait?2000"), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        say("/trap").await
+    });
+    assert!(trapped.contains("trapped: ") && waited == trapped, "{waited}; {trapped}");
+    assert_eq!(say("/count").await, "1\n");
+    // One that is late takes nobody along, and its instance gets no other.
+    let (late, waited) = tokio::join!(say("/wait?60000"), say("/wait?1000"));
+    assert!(late.contains("ran past its 4 s deadline") && waited.starts_with("waited "), "{late}; {waited}");
+    assert_eq!(say("/count").await, "1\n");
+    assert!(actor.drain(Duration::from_secs(10)).await);
+    assert_eq!(actor.stats().in_flight, 0);
+}
+
+#[tokio::test]
+async fn a_loop_among_many_is_ended() {
+    let world = World::new();
+    let limits = Limits { reuse: 20, concurrency: 8, cpu_ms: 300, ..Limits::default() };
+    let actor = world.actor(later(), Spec { replicas: 1, limits, ..world.spec() }).await;
+    let error = actor.http(get("/loop"), None).await.unwrap_err().to_string();
+    assert!(error.contains("used up its 300 ms of processor time"), "{error}");
+    assert_eq!(text(actor.http(get("/"), None).await).await, "Hello from WASI 0.3!\n");
+}
+
+/// The next host process finds the compiled code, and one that has no such component makes no second engine.
+#[tokio::test]
+async fn its_code_is_kept_apart_from_that_of_the_other_engine() {
+    let world = World::new();
+    assert_eq!(say(&world, Grants::default(), "/").await, "Hello from WASI 0.3!\n");
+    let plain = world.actor(hello(), world.spec()).await;
+    assert_eq!(text(plain.http(get("/"), None).await).await, "Hello from lattice!\n");
+    let compiled = || {
+        let files = std::fs::read_dir(world.dir.path().join("cache")).unwrap();
+        files.filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "cwasm")).count()
+    };
+    assert_eq!(compiled(), 2);
+    let again = World { engine: Engine::new(config(&world.dir)).unwrap(), ..world };
+    assert_eq!(say(&again, Grants::default(), "/").await, "Hello from WASI 0.3!\n");
+}
+
+#[tokio::test]
+async fn nothing_is_granted_by_default() {
+    let world = World::new();
+    let none = Grants::default;
+    assert_eq!(say(&world, none(), "/env").await, "[] []\n");
+    assert_eq!(say(&world, none(), "/folders").await, "0\n");
+    assert_eq!(say(&world, none(), "/tick").await, "false\n", "a clock finer than a millisecond");
+    for (path, says) in [
+        ("/ask?127.0.0.1:1", "HttpRequestDenied"),
+        ("/tcp?1", "AccessDenied"),
+        ("/udp", "AccessDenied"),
+        // Nothing was looked up: this machine knows that name.
+        ("/lookup?localhost", "PermanentResolverFailure"),
+    ] {
+        let said = say(&world, none(), path).await;
+        assert!(said.contains(says), "{path}: {said}");
+    }
+    for (path, function, grant) in [
+        ("/time", "wasi:clocks/system-clock.now", "(grants.clocks.wall): add `clocks: {wall: true}`"),
+        ("/resolution", "wasi:clocks/system-clock.get-resolution", "(grants.clocks.wall)"),
+        ("/random", "wasi:random/random.get-random-bytes", "(grants.random): add `random: true`"),
+        ("/number", "wasi:random/random.get-random-u64", "(grants.random)"),
+        ("/insecure", "wasi:random/insecure.get-insecure-random-bytes", "(grants.random)"),
+        ("/insecure-number", "wasi:random/insecure.get-insecure-random-u64", "(grants.random)"),
+        ("/exit", "wasi:cli/exit.exit-with-code", "(grants.exit): add `exit: true`"),
+    ] {
+        let said = say(&world, none(), path).await;
+        let wanted = format!("error: actor shop/cart called {function} without a grant {grant}");
+        assert!(said.starts_with(&wanted), "{path}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_granted_is_there() {
+    let world = World::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        while let Ok((mut stream, _)) = listener.accept() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+        }
+    });
+    let grants = Grants {
+        env: BTreeMap::from([("MODE".to_owned(), "test".to_owned())]),
+        args: vec!["cart".into()],
+        http: vec![format!("http://{addr}")],
+        folders: vec![Folder { host: world.dir.path().display().to_string(), guest: "/".into(), write: false }],
+        tcp: vec![addr.to_string()],
+        udp: vec!["127.0.0.0/8".into()],
+        lookups: true,
+        wall_clock: true,
+        random: Some(Random::Seed(7)),
+        ..Grants::default()
+    };
+    let say = async |path: &str| say(&world, grants.clone(), path).await;
+    assert_eq!(say("/env").await, "[(\"MODE\", \"test\")] [\"cart\"]\n");
+    assert_eq!(say("/folders").await, "1\n");
+    assert_eq!(say(&format!("/ask?{addr}")).await, "status 204\n");
+    // Another address of the same machine is not.
+    let barred = say("/ask?127.0.0.1:1").await;
+    assert!(barred.contains("Denied"), "{barred}");
+    assert_eq!(say(&format!("/tcp?{}", addr.port())).await, "connected\n");
+    let barred = say("/tcp?1").await;
+    assert!(barred.contains("AccessDenied"), "{barred}");
+    assert_eq!(say("/udp").await, "made\n");
+    let found = say("/lookup?localhost").await;
+    assert!(found.starts_with("Ok("), "{found}");
+    let time: u64 = say("/time").await.strip_suffix(" s\n").unwrap().parse().unwrap();
+    assert!(time > 1_700_000_000, "{time}");
+    assert_eq!(say("/random").await, say("/random").await, "the same seed");
+    assert!(!say("/random").await.starts_with("error"));
+}
+
+#[tokio::test]
+async fn what_does_not_end_is_ended_with_its_reason() {
+    let world = World::new();
+    let limits = Limits { cpu_ms: 300, deadline_ms: 5_000, ..Limits::default() };
+    let actor = world.actor(later(), Spec { limits, ..world.spec() }).await;
+    for (path, says) in [
+        ("/trap", "trapped: "),
+        ("/loop", "used up its 300 ms of processor time; raise limits.cpu"),
+        ("/memory", "wanted more than its 64 MiB of memory; raise limits.memory"),
+        ("/streams", "actor shop/cart "),
+        ("/wait?60000", "ran past its 5 s deadline"),
+    ] {
+        let began = Instant::now();
+        let error = actor.http(get(path), None).await.unwrap_err().to_string();
+        assert!(error.contains(says), "{path}: {error}");
+        assert!(began.elapsed() < Duration::from_secs(30), "{path}: {:?}", began.elapsed());
+    }
+    assert_eq!(text(actor.http(get("/"), None).await).await, "Hello from WASI 0.3!\n");
+    assert!(actor.drain(Duration::from_secs(20)).await);
+}

@@ -1,0 +1,121 @@
+//! Which build can apply which commands. Pure. An entry has the least version that has all of its commands, and none is
+//! proposed that some scheduler of the lattice can not apply: replicas of different builds stay the same byte for byte.
+//! Must never be given a wildcard: a new command has to say since when it is there.
+
+use super::State;
+use prost::Message;
+use proto::v1 as pb;
+use proto::v1::command::What;
+
+/// The newest vocabulary that this build can apply.
+pub const VERSION: u32 = 2;
+
+/// The vocabulary in which a command appeared.
+fn since(what: &What) -> u32 {
+    match what {
+        What::ApplyApp(_)
+        | What::DeleteApp(_)
+        | What::ScaleActor(_)
+        | What::RollbackApp(_)
+        | What::SetCordon(_)
+        | What::RegisterHost(_)
+        | What::MarkLost(_)
+        | What::MarkReturned(_)
+        | What::CommitPlan(_)
+        | What::ForgetHost(_)
+        | What::SetMember(_)
+        | What::AddMember(_)
+        | What::PromoteMember(_)
+        | What::RemoveMember(_)
+        | What::IssueToken(_) => 1,
+        What::SetAccess(_) | What::RemoveAccess(_) => 2,
+    }
+}
+
+/// The entry that proposes these commands; else which scheduler can not apply them, and the next step. `me` proposes, and
+/// can apply what `knows` has.
+pub fn entry(
+    state: &State,
+    me: u64,
+    knows: u32,
+    time_ms: u64,
+    commands: Vec<pb::Command>,
+) -> Result<pb::Entry, String> {
+    let mut version = 1;
+    for command in &commands {
+        let Some(what) = &command.what else {
+            return Err(format!(
+                "scheduler {me} leads and is of an older version, which does not know this command; upgrade it, or let \
+                 another one lead: `lattice schedulers transfer-leader`"
+            ));
+        };
+        version = version.max(since(what));
+    }
+    let behind = state.members.iter().filter(|(id, _)| **id != me).map(|(id, m)| (*id, m.vocabulary, m.peer.as_str()));
+    let mut all = behind.chain([(me, knows, "which leads")]);
+    match all.find(|(_, knows, _)| *knows < version) {
+        None => Ok(pb::Entry { version, time_ms, commands }),
+        Some((id, knows, at)) => Err(format!(
+            "scheduler {id} ({at}) is of an older version: it can apply commands up to version {knows}, this one is of \
+             version {version}; upgrade it, or remove it if it is gone (`lattice schedulers remove {id}`), then ask again"
+        )),
+    }
+}
+
+/// Why a build that knows `knows` can not read these bytes of an entry or a snapshot.
+pub fn expect_known(bytes: &[u8], knows: u32) -> Result<(), String> {
+    // Bytes that do not decode are refused by who decodes them.
+    match pb::Versioned::decode(bytes) {
+        Ok(pb::Versioned { version }) if version > knows => {
+            Err(format!("it is of version {version}, and this scheduler knows commands up to version {knows}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Member, Wants};
+
+    fn member(vocabulary: u32) -> Member {
+        Member { peer: "m:1".into(), api: String::new(), log_id: "l".into(), wants: Wants::Auto, vocabulary }
+    }
+
+    fn command(what: What) -> Vec<pb::Command> {
+        vec![pb::Command { request_id: String::new(), what: Some(what) }]
+    }
+
+    #[test]
+    fn an_entry_has_the_least_version_and_waits_for_the_oldest_member() {
+        let mut state = State::default();
+        let old = || command(What::ForgetHost(pb::ForgetHost::default()));
+        let new = || command(What::RemoveAccess(pb::RemoveAccess::default()));
+        assert_eq!(entry(&state, 1, VERSION, 5, old()).unwrap().version, 1);
+        assert_eq!(entry(&state, 1, VERSION, 5, new()).unwrap().version, 2);
+        state.members = [(1, member(2)), (2, member(2)), (3, member(1))].into();
+        assert_eq!(entry(&state, 1, VERSION, 5, old()).unwrap().version, 1);
+        let refused = entry(&state, 1, VERSION, 5, new()).unwrap_err();
+        assert!(refused.contains("scheduler 3 (m:1)") && refused.contains("upgrade it"), "{refused}");
+        let refused = entry(&state, 1, 1, 5, new()).unwrap_err();
+        assert!(refused.contains("scheduler 3"), "{refused}");
+        state.members.remove(&3);
+        let refused = entry(&state, 1, 1, 5, new()).unwrap_err();
+        assert!(refused.contains("scheduler 1 (which leads)"), "{refused}");
+        assert!(entry(&state, 1, 2, 5, [old(), new()].concat()).is_ok());
+        let unknown = vec![pb::Command::default()];
+        assert!(entry(&state, 1, 2, 5, unknown).unwrap_err().contains("transfer-leader"));
+    }
+
+    #[test]
+    fn what_is_newer_is_seen_before_it_is_applied() {
+        let entry = pb::Entry { version: 3, time_ms: 7, commands: Vec::new() }.encode_to_vec();
+        assert!(expect_known(&entry, 2).unwrap_err().contains("version 3"));
+        assert_eq!(expect_known(&entry, 3), Ok(()));
+        let mut state = State::default();
+        assert_eq!(expect_known(&state.to_bytes(), 1), Ok(()));
+        state.apply(2, &pb::Entry { version: 2, ..pb::Entry::default() }, &mut Default::default());
+        assert!(expect_known(&state.to_bytes(), 1).is_err() && expect_known(&state.to_bytes(), 2).is_ok());
+        assert_eq!(State::from_bytes(&state.to_bytes()), Ok(state));
+    }
+}

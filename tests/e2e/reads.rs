@@ -1,0 +1,101 @@
+//! What a follower answers: watches that go on over the death of the leader, reads that are fresh or refused, and stale
+//! ones for who asks for them.
+
+use crate::harness::{Broker, Cluster, SOON, run, until};
+use proto::v1::control_client::ControlClient;
+use proto::v1::watch_event::What;
+use proto::v1::{ListRequest, WatchEvent, WatchRequest};
+use std::time::Duration;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+
+#[test]
+fn a_watch_at_a_follower_misses_nothing_when_the_leader_dies() {
+    run("a_watch_at_a_follower_misses_nothing_when_the_leader_dies", Broker::Nats, |_| watch());
+}
+
+#[test]
+fn without_a_majority_only_stale_reads_are_answered() {
+    run("without_a_majority_only_stale_reads_are_answered", Broker::Nats, |_| no_majority());
+}
+
+async fn client(cluster: &Cluster, id: u64) -> ControlClient<Channel> {
+    let url = format!("http://{}", cluster.schedulers[&id].api);
+    ControlClient::new(Channel::from_shared(url).unwrap().connect().await.unwrap())
+}
+
+/// Reads until so many replicas are desired; checks that neither index nor version ever falls.
+async fn read(stream: &mut Streaming<WatchEvent>, last: &mut (u64, u64), desired: u32) {
+    loop {
+        let event = tokio::time::timeout(Duration::from_secs(30), stream.message()).await.expect("a change in time");
+        let event = event.unwrap().expect("a watch does not end");
+        assert!(event.index >= last.0, "index {} after {}", event.index, last.0);
+        last.0 = event.index;
+        if let Some(What::App(app)) = event.what {
+            assert!(app.version >= last.1, "version {} after {}", app.version, last.1);
+            last.1 = app.version;
+            if app.desired == desired {
+                return;
+            }
+        }
+    }
+}
+
+fn watch() {
+    let mut cluster = Cluster::start(3);
+    cluster.ok(1, &["apply", "--detach", &cluster.manifest("hello", "/", 1)]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let leader = cluster.leader();
+    let follower = cluster.alive().into_iter().find(|id| *id != leader).unwrap();
+    let (mut api, mut stream) = runtime.block_on(async {
+        let mut api = client(&cluster, follower).await;
+        let request = WatchRequest { app: "hello".into(), ..WatchRequest::default() };
+        let stream = api.watch(request).await.unwrap().into_inner();
+        (api, stream)
+    });
+    let mut last = (0, 0);
+    for desired in 2..8 {
+        cluster.ok(leader, &["scale", "hello/hello", &desired.to_string()]);
+        runtime.block_on(read(&mut stream, &mut last, desired));
+    }
+    cluster.kill(leader);
+    cluster.ok(follower, &["scale", "hello/hello", "20"]);
+    runtime.block_on(read(&mut stream, &mut last, 20));
+    // Whoever comes back goes on behind what it saw, at another scheduler.
+    let third = cluster.alive().into_iter().find(|id| *id != follower).unwrap();
+    cluster.ok(third, &["scale", "hello/hello", "21"]);
+    runtime.block_on(async {
+        let mut other = client(&cluster, third).await;
+        let request = WatchRequest { after: last.0, app: "hello".into(), hosts: false };
+        let mut stream = other.watch(request).await.unwrap().into_inner();
+        read(&mut stream, &mut last, 21).await;
+        // An index that is still to come is refused by name.
+        let request = WatchRequest { after: u64::MAX, ..WatchRequest::default() };
+        let refused = api.watch(request).await.err().unwrap();
+        assert_eq!(refused.code(), Code::OutOfRange);
+        assert!(refused.message().contains("list again"), "{}", refused.message());
+    });
+}
+
+fn no_majority() {
+    let mut cluster = Cluster::start(3);
+    cluster.ok(1, &["apply", "--detach", &cluster.manifest("hello", "/", 4)]);
+    until("all have it", SOON, || (1..=3).all(|id| cluster.replicas(id, "hello") == 4).then_some(()));
+    cluster.kill(1);
+    cluster.kill(2);
+    let stale = cluster.ok(3, &["get", "apps", "-o", "json", "--stale"]);
+    assert!(stale.contains("\"desired\": 4"), "{stale}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let refused = runtime.block_on(async {
+        let mut api = client(&cluster, 3).await;
+        let fresh = tokio::time::timeout(Duration::from_secs(60), api.list_apps(ListRequest::default()));
+        fresh.await.expect("an answer, not silence").err().expect("nobody can confirm it")
+    });
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(cluster.refused(3, &["scale", "hello/hello", "5"]).contains("lattice schedulers list"));
+    cluster.restart(1);
+    until("it is fresh again", SOON, || {
+        let (code, stdout, _) = cluster.cli(3, &["get", "apps", "-o", "json"]);
+        (code == 0 && stdout.contains("\"desired\"")).then_some(())
+    });
+}

@@ -1,0 +1,3 @@
+module lattice.example/sort
+
+go 1.24
