@@ -82,8 +82,8 @@ pub(crate) enum Ask {
 pub(crate) enum Timer {
     Beat,
     Started {
-        key: host::assignment::Key,
-        wanted: host::assignment::Wanted,
+        key: crate::assignment::Key,
+        wanted: crate::assignment::Wanted,
         ok: bool,
     },
     /// Only when a fault stores late.

@@ -1,9 +1,9 @@
 //! A host as `host/src/agent` runs one, without threads, engine and disk: the real `assignment` core between a stored
 //! assignment, starts that take time, and heartbeats. Must never decide anything that `assignment` decides.
 
+use crate::assignment::{Action, Have, Key, Verdict, Wanted, accept, actions, wanted};
 use crate::ctx::{Ctx, LATTICE, Node, Packet, Timer, host_id};
 use crate::history::History;
-use host::assignment::{Action, Have, Key, Verdict, Wanted, accept, actions, wanted};
 use proto::app::{App, Builtin, HostId};
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;

@@ -13,6 +13,9 @@
 #![cfg(test)]
 
 mod ask;
+/// What a host decides, without the engine that it is compiled with there.
+#[path = "../../host/src/assignment.rs"]
+pub mod assignment;
 mod clients;
 mod control;
 mod ctx;

@@ -8,6 +8,7 @@ use crate::params::SEATS_MAX;
 use crate::seat::Seat;
 use proto::v1 as pb;
 use proto::v1::command::What;
+use scheduler::state::VERSION;
 
 const EVERY_MS: u64 = 700;
 const TOKEN_LIFE_MS: u64 = 6 * 24 * 3_600_000;
@@ -62,7 +63,7 @@ impl Operators {
         let wish = match doing {
             Doing::Introduce => {
                 let (peer, api, log_id) = ("s0:1".to_owned(), "s0:2".to_owned(), "log-0".to_owned());
-                Wish::Write(What::SetMember(pb::SetMember { id: 1, peer, api, log_id }))
+                Wish::Write(What::SetMember(pb::SetMember { id: 1, peer, api, log_id, vocabulary: VERSION }))
             }
             Doing::Token => {
                 let expires_ms = 1_700_000_000_000 + ctx.now + TOKEN_LIFE_MS;
@@ -74,6 +75,7 @@ impl Operators {
                 api: format!("s{seat}:2"),
                 log_id: format!("log-{seat}"),
                 standby: false,
+                vocabulary: VERSION,
             })),
             Doing::Remove(id) => Wish::Remove(id),
             Doing::Transfer => Wish::Transfer,

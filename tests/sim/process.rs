@@ -53,6 +53,14 @@ impl StateMachine for Journal {
         outcomes
     }
 
+    fn can_apply(&self, data: &[u8]) -> Result<(), String> {
+        self.replica.can_apply(data)
+    }
+
+    fn can_restore(&self, snapshot: &[u8]) -> Result<(), String> {
+        self.replica.can_restore(snapshot)
+    }
+
     fn snapshot(&self) -> Vec<u8> {
         self.replica.snapshot()
     }
@@ -342,7 +350,11 @@ impl Process {
     pub(crate) fn propose(&mut self, ctx: &mut Ctx, commands: Vec<pb::Command>, waiter: Waiter) {
         use prost::Message as _;
         let time_ms = ctx.wall_ms(self.number);
-        let entry = pb::Entry { version: scheduler::state::VERSION, time_ms, commands };
+        let entry = scheduler::state::entry(&self.replica.read(), self.id, self.replica.knows(), time_ms, commands);
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(why) => return ctx.fail(format!("s{} can not propose: {why}", self.number)),
+        };
         let (handle, data) = (self.handle.clone(), entry.encode_to_vec());
         self.wait_for(async move { Came::Written(handle.propose(data).await, waiter) });
     }
