@@ -20,6 +20,13 @@ fn still(host: pb::HostStatus) -> pb::HostStatus {
     }
 }
 
+/// What it is like is not known any more, that it is there is.
+fn forget<T: Default>(known: &mut BTreeMap<String, T>, name: &str) {
+    if let Some(one) = known.get_mut(name) {
+        *one = T::default();
+    }
+}
+
 /// What one watcher was told.
 #[derive(Default)]
 pub struct Watched {
@@ -38,7 +45,8 @@ impl Watched {
         Self { told: request.after, request, ..Self::default() }
     }
 
-    /// For a watch that goes on: what was not touched since is as the client knows it. `touched` and `compacted` must be
+    /// For a watch that goes on: what was not touched since is as the client knows it, and of the rest it knows no more
+    /// than that it was there, so that it is told when it goes. `touched` and `compacted` must be
     /// at least as new as the view.
     pub fn resume(
         &mut self,
@@ -65,8 +73,8 @@ impl Watched {
         self.hosts = view.hosts().into_iter().map(|h| (h.id.clone(), h)).collect();
         for one in touched {
             match one {
-                Touched::App(name) => drop(self.apps.remove(name.as_str())),
-                Touched::Host(id) => drop(self.hosts.remove(id.as_str())),
+                Touched::App(name) => forget(&mut self.apps, name.as_str()),
+                Touched::Host(id) => forget(&mut self.hosts, id.as_str()),
                 Touched::AppGone(name) if !self.apps.contains_key(name.as_str()) => {
                     self.gone.push(What::AppDeleted(name.to_string()));
                 }

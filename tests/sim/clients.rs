@@ -145,23 +145,30 @@ impl Clients {
     }
 
     /// What was acknowledged is what the log says, in the end, and what was seen could have happened in some order.
-    pub(crate) fn check(&self, ctx: &mut Ctx, state: &State) {
+    pub(crate) fn check(&self, ctx: &mut Ctx, history: &History) {
         for (number, intent) in self.intents.iter().enumerate() {
             let Some(Told::Outcome(told)) = intent.told.as_ref() else { continue };
             if !told.error.is_empty() {
                 continue;
             }
-            match state.answered(&request_id(number)) {
+            match history.state.answered(&request_id(number)) {
                 Some(kept) if kept == told => {}
                 kept => ctx.fail(format!("request {number} was told {told:?}, the log has {kept:?}")),
             }
         }
-        self.check_order(ctx);
+        self.check_order(ctx, history);
     }
 
-    pub(crate) fn check_order(&self, ctx: &mut Ctx) {
+    pub(crate) fn check_order(&self, ctx: &mut Ctx, history: &History) {
         for app in APPS {
-            let ops: Vec<Op> = self.intents.iter().filter_map(|intent| intent.seen_of(app)).collect();
+            let mut ops: Vec<Op> = self.intents.iter().filter_map(|intent| intent.seen_of(app)).collect();
+            // One copy was refused before it was proposed, and another one that was under way took effect.
+            let both = |(number, intent): (usize, &Intent)| {
+                let refused = matches!(&intent.told, Some(Told::Outcome(o)) if !o.error.is_empty());
+                let unknown = || Intent { told: None, ended: u64::MAX, wish: intent.wish.clone(), ..*intent };
+                (refused && history.took_effect(number)).then(|| unknown().seen_of(app)).flatten()
+            };
+            ops.extend(self.intents.iter().enumerate().filter_map(both));
             if let Err(part) = linear::check(ops) {
                 let told: Vec<String> =
                     part.iter().take(12).map(|op| format!("{}..{} {:?}", op.begun, op.ended, op.saw)).collect();

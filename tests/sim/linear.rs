@@ -229,12 +229,12 @@ mod tests {
     }
 
     /// What one true register would tell, each operation at a moment within its time.
-    fn truthful(dice: &mut Dice, count: usize) -> Vec<Op> {
+    fn truthful(dice: &mut Dice, count: usize, wide: u64) -> Vec<Op> {
         let mut state = BEGIN;
         let mut ops = Vec::new();
         for n in 0..count as u64 {
             let at = 10 + n * 4;
-            let (begun, ended) = (at - 1 - dice.below(12).min(at - 1), at + 1 + dice.below(12));
+            let (begun, ended) = (at - 1 - dice.below(wide).min(at - 1), at + 1 + dice.below(wide));
             let version = 100 + n;
             let register = state.0;
             let known = match register {
@@ -266,7 +266,7 @@ mod tests {
         let mut dice = Dice::new(1);
         for _ in 0..2_000 {
             let count = 1 + dice.index(40);
-            let ops = truthful(&mut dice, count);
+            let ops = truthful(&mut dice, count, 12);
             assert!(check(ops.clone()).is_ok(), "{ops:#?}");
         }
     }
@@ -277,8 +277,9 @@ mod tests {
         let (mut yes, mut no) = (0, 0);
         for _ in 0..6_000 {
             let count = 2 + dice.index(5);
-            let mut ops = truthful(&mut dice, count);
-            for _ in 0..dice.below(3) {
+            let wide = *dice.pick(&[1, 4, 12]);
+            let mut ops = truthful(&mut dice, count, wide);
+            for _ in 0..dice.below(4) {
                 let (a, b) = (dice.index(count), dice.index(count));
                 let (one, other) = (ops[a].saw.clone(), ops[b].saw.clone());
                 (ops[a].saw, ops[b].saw) = (other, one);

@@ -21,6 +21,8 @@ struct Watcher {
     stream: Option<(usize, u64, Watched)>,
     /// Index of the last event that arrived.
     last: u64,
+    /// How far the state was that the last event came from: cut in the middle, a picture is in part that new.
+    seen: u64,
     /// App -> version, revision.
     apps: BTreeMap<String, (u64, u64)>,
     hosts: BTreeSet<String>,
@@ -54,14 +56,18 @@ impl Watcher {
             return;
         }
         let events = with_view(ctx, process, |view| watched.round(view));
-        let all = events.len();
+        let (all, applied) = (events.len(), process.replica.read().applied);
         let cut = ctx.faults && ctx.dice.percent(15);
         let arrive = if cut { ctx.dice.index(all + 1) } else { all };
+        let (at_index, of) = (self.last, self.apps.len());
+        if all > 0 {
+            ctx.note(|| format!("watch at s{seat} behind {at_index}, {of} apps: {arrive} of {all} events arrive"));
+        }
         for event in events.into_iter().take(arrive) {
             if event.index < self.last {
                 ctx.fail(format!("a watch went back from index {} to {}", self.last, event.index));
             }
-            self.last = event.index;
+            (self.last, self.seen) = (event.index, self.seen.max(applied));
             self.take(event);
         }
         if cut {
@@ -69,7 +75,8 @@ impl Watcher {
             return;
         }
         let truth = with_view(ctx, process, picture);
-        if (&self.apps, &self.hosts) != (&truth.0, &truth.1) {
+        // Where it goes on, the state may be older than what it saw a part of.
+        if applied >= self.seen && (&self.apps, &self.hosts) != (&truth.0, &truth.1) {
             let (mine, last) = ((&self.apps, &self.hosts), self.last);
             ctx.fail(format!(
                 "a watch at s{seat}, index {last}, missed something: it shows {mine:?}, there is {truth:?}"
@@ -89,9 +96,17 @@ impl Watcher {
     }
 
     fn connect(&mut self, ctx: &mut Ctx, seats: &[Seat]) {
+        if self.last == 0 {
+            // It is told everything again.
+            *self = Self::default();
+        }
         let seat = ctx.dice.index(seats.len());
         let at = &seats[seat];
         let Some(process) = at.process.as_ref().filter(|_| at.paused_until <= ctx.now) else { return };
+        if process.replica.read().applied < self.seen {
+            // What it saw a part of may vanish here before it was here: that is not told.
+            return ctx.count("watch sent elsewhere");
+        }
         let request = pb::WatchRequest { after: self.last, app: String::new(), hosts: true };
         let mut watched = Watched::new(request);
         let replica = &process.replica;

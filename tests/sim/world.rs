@@ -76,7 +76,7 @@ impl World {
 
     /// What clients saw until now, put before the checker: also of a run that ended early.
     pub(crate) fn check_order(&mut self) {
-        self.clients.check_order(&mut self.ctx);
+        self.clients.check_order(&mut self.ctx, &self.history);
     }
 
     fn advance(&mut self, ms: u64) {
@@ -238,7 +238,7 @@ impl World {
             self.ctx.fail(format!("no longer at rest: {why}"));
         }
         let (ctx, history) = (&mut self.ctx, &self.history);
-        self.clients.check(ctx, &history.state);
+        self.clients.check(ctx, history);
         for process in self.seats.iter().filter_map(|s| s.process.as_ref()) {
             history.compare(ctx, process.number, &process.replica.read());
         }
