@@ -15,6 +15,8 @@ use proto::v1::command;
 
 /// Time in which nothing may be planned after that.
 const QUIET_MS: u64 = 30_000;
+/// Until each host that lives has been heard again: before that, one whose silence runs out is rightly lost.
+const HEARD_MS: u64 = 3_000;
 /// Time for clients to get the answers they wait for.
 const ANSWERS_MS: u64 = 20_000;
 /// Hosts that stay dead for good: more at once would rightly be taken for a broken bus.
@@ -216,6 +218,7 @@ impl World {
 
     fn rest(&mut self) {
         let from = self.ctx.now;
+        self.advance(HEARD_MS);
         let mut rested = Err("it was not looked at".to_owned());
         while rested.is_err() && self.ctx.now < from + REST_MS && self.ctx.failure.is_none() {
             self.advance(500);
