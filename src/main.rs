@@ -41,6 +41,11 @@ use failure::Failure;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Not a verb for people: a host starts this program again to compile.
+    #[cfg(feature = "host")]
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == host::engine::COMPILE_ARGUMENT) {
+        return host::engine::compile_child(std::env::args_os().skip(2));
+    }
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(e) => {

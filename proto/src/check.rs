@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const NAMED_MAX: usize = 20;
 
 const INCOMING: &str = "wasi:http/incoming-handler";
-/// The same in WASI 0.3.
-const LATER: &str = "wasi:http/handler";
+/// Through which WASI 0.3 takes requests, many at once in one instance.
+const HANDLER: &str = "wasi:http/handler";
 
 /// Fills in `Actor::exports` from `inspections` (by component) and reports all that would not link, by line. An actor
 /// without inspection keeps the exports it has, and its imports are not looked at.
@@ -32,6 +32,8 @@ pub fn check(app: &mut App, inspections: &BTreeMap<Name, Inspection>, positions:
             continue;
         };
         problems.extend(ingress_unserved(name, actor, inspection, positions));
+        let one_at_a_time = one_at_a_time(name, actor, inspection);
+        problems.extend(one_at_a_time.map(|(m, h)| positions.problem(positions.component(name.as_str()), m, h)));
         let place = positions.image(name.as_str());
         let imports = Imports::sort(app, name, inspection);
         problems.extend(imports.wrong_version(name).map(|(m, h)| positions.problem(place, m, h)));
@@ -54,6 +56,21 @@ fn too_many_stores(name: &Name, component: &Component) -> Option<(String, String
         return Some((message, "use a spreadscaler with instances: 1; requirements choose the host".to_owned()));
     };
     None
+}
+
+/// Only WASI 0.3 has functions that several requests can be in at once.
+fn one_at_a_time(name: &Name, actor: &Actor, inspection: &Inspection) -> Option<(String, String)> {
+    let concurrency = actor.limits.concurrency;
+    let is_concurrent = inspection.exports.iter().any(|export| export.unversioned() == HANDLER);
+    if concurrency <= 1 || is_concurrent {
+        return None;
+    }
+    let message = format!(
+        "actor {:?} has limits.concurrency of {concurrency}, and an instance of a WASI 0.2 component serves one request \
+         at a time",
+        name.as_str()
+    );
+    Some((message, format!("leave concurrency out, or build it as a component that exports {HANDLER}@0.3.0")))
 }
 
 /// What is allowed but probably not meant: links for interfaces that their consumer does not import, and imports whose
@@ -149,7 +166,7 @@ fn ingress_unserved(name: &Name, actor: &Actor, inspection: &Inspection, positio
     let places = positions.components.get(name);
     let place = places.and_then(|p| p.ingress.first()).unwrap_or_else(|| positions.component(name.as_str()));
     let name = name.as_str();
-    if inspection.exports.iter().any(|e| e.unversioned() == LATER && minor_of(e) == Some((0, 3))) {
+    if inspection.exports.iter().any(|e| e.unversioned() == HANDLER && minor_of(e) == Some((0, 3))) {
         return None;
     }
     match inspection.exports.iter().find(|e| e.unversioned() == INCOMING) {

@@ -340,6 +340,20 @@ fn ingress_and_versions() {
 }
 
 #[test]
+fn only_newer_components_serve_several_requests_at_once() {
+    let manifest = actor("cart", "{type: limits, properties: {reuse: 100, concurrency: 8}}");
+    assert_eq!(
+        said(&manifest, &[("cart", &[], &["wasi:http/incoming-handler@0.2.0"])]),
+        ["app.yaml:6:13: spec.components[0].name: actor \"cart\" has limits.concurrency of 8, and an instance of a \
+             WASI 0.2 component serves one request at a time; leave concurrency out, or build it as a component that exports \
+             wasi:http/handler@0.3.0"]
+    );
+    assert_eq!(said(&manifest, &[("cart", &[], &["wasi:http/handler@0.3.0"])]), [""; 0]);
+    let alone = actor("cart", "{type: limits, properties: {reuse: 100}}");
+    assert_eq!(said(&alone, &[("cart", &[], &["wasi:http/incoming-handler@0.2.0"])]), [""; 0]);
+}
+
+#[test]
 fn links_that_nobody_uses_are_only_a_warning() {
     let mut parsed = parse(&format!("{}{KV}", actor("cart", &link("kv", "wasi:keyvalue", "store, batch"))));
     let all = inspections(&[("cart", &["wasi:keyvalue/store@0.2.0-draft"], &[])]);

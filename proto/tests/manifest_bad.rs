@@ -300,7 +300,9 @@ fn every_grant_and_every_limit_is_checked() {
          \x20           args: {a: b}\n\
          \x20           exit: 1\n\
          \x20       - type: limits\n\
-         \x20         properties: {table: 0, instances: 65, cpu: 0s, request: much, response: 2TB, log: 1GiB, outgoing: -1}\n",
+         \x20         properties: {table: 0, instances: 65, cpu: 0s, request: much, response: 2TB, log: 1GiB, outgoing: -1}\n\
+         \x20       - type: limits\n\
+         \x20         properties: {reuse: 0, concurrency: many}\n",
         &[
             "app.yaml:14:29: spec.components[0].traits[0].properties.sockets.tcp[0]: \"db.example:5432\" is not an address; \
              write an address, not a name: 10.0.0.5:5432, 10.0.0.0/8, [fd00::/8]:53, *:443 or *",
@@ -325,6 +327,10 @@ fn every_grant_and_every_limit_is_checked() {
              give 0 to 64MiB",
             "app.yaml:20:109: spec.components[0].traits[1].properties.outgoing: expected a whole number from 0 to 10000, \
              found -1; give a whole number from 0 to 10000",
+            "app.yaml:21:17: spec.components[0].traits[2].type: a second limits; the first is at line 19; keep one of them",
+            "app.yaml:22:31: spec.components[0].traits[2].properties.reuse: reuse of 0 is out of range; give 1 to 1000000",
+            "app.yaml:22:47: spec.components[0].traits[2].properties.concurrency: expected a whole number from 0 to 10000, \
+             found many; give a whole number from 0 to 10000",
         ],
     );
 }

@@ -323,6 +323,7 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
             labels: config.labels,
             ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls, access_log }),
             policy: config.policy,
+            compiler: host::engine::Compiler::itself(),
         },
         bus.clone(),
     )

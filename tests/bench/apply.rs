@@ -75,7 +75,7 @@ impl Times {
 }
 
 /// Hello with a section of its own, so that its digest is new.
-fn new_component(bench: &Bench, dir: &Path, number: usize) -> Result<PathBuf> {
+pub(crate) fn new_component(bench: &Bench, dir: &Path, number: usize) -> Result<PathBuf> {
     let mut bytes = std::fs::read(bench.component("hello")).context("the component of hello")?;
     let own = format!("bench {number} {:?} {}", std::time::SystemTime::now(), std::process::id());
     // A custom section of a component: id 0, its size, the name's size, the name, anything.

@@ -12,7 +12,11 @@
 //! `figures` is the arithmetic.
 
 mod apply;
+mod compile;
+mod control;
 mod counter;
+mod density;
+mod etcd;
 mod figures;
 mod hello;
 mod keyvalue;
@@ -40,8 +44,12 @@ const SECTIONS: &[Section] = &[
     ("counter", "requests to an actor that gets one value of wasi:keyvalue and answers it", counter::run),
     ("plan", "placement on 5,000 hosts", plan::run),
     ("apply", "from `lattice apply` to the first answer", apply::run),
+    ("compile", "components that nobody has seen, and their neighbour meanwhile", compile::run),
     ("raft", "committed entries of 1 KiB, one member, beside the same disk alone", raft::run),
+    ("control", "writes through the API of 1 and 3 schedulers, beside etcd on the same disk", control::run),
+    ("failover", "from the leader killed to the next write, three schedulers beside three of etcd", control::failover),
     ("memory", "resident memory of idle processes", memory::run),
+    ("density", "a host with many apps that few call", density::run),
     ("walls", "what one actor's clients notice of a hundred hostile actors beside it", walls::run),
 ];
 
@@ -144,12 +152,19 @@ impl Bench {
                 problem
             })
         };
-        [lacks("wasmtime", self.wasmtime()), lacks("nats-server", self.nats_server())].into_iter().flatten().collect()
+        [lacks("wasmtime", self.wasmtime()), lacks("nats-server", self.nats_server()), lacks("etcd", self.etcd())]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// The wasmtime command line, if it is here.
     pub(crate) fn wasmtime(&self) -> Option<PathBuf> {
         self.tool("wasmtime")
+    }
+
+    pub(crate) fn etcd(&self) -> Option<PathBuf> {
+        self.tool("etcd")
     }
 
     pub(crate) fn nats_server(&self) -> Option<PathBuf> {

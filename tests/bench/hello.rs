@@ -1,4 +1,5 @@
-//! The ingress with the smallest actor, beside `wasmtime serve` of the same component and a bare hyper server.
+//! The ingress with the smallest actor, beside `wasmtime serve` of the same component and a bare hyper server; once with
+//! a fresh instance for each request, once with instances that serve many.
 
 use crate::figures::{Series, Table};
 use crate::lattice::{App, Up};
@@ -16,12 +17,13 @@ use std::convert::Infallible;
 use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use tokio::net::TcpListener;
 
 const CONNECTIONS: [usize; 2] = [16, 64];
 /// `wasmtime serve` as it comes, pooled, and with all that was found to make it faster here: parts of a slot kept
 /// resident and reset by what the kernel knows of them, and no component async, which this component does not need.
-const SERVE_OPTIONS: [(&str, &str); 3] = [
+const SERVE_OPTIONS: [(&str, &str); 4] = [
     ("wasmtime serve", ""),
     ("wasmtime serve, pooling", "-O pooling-allocator=y"),
     (
@@ -29,7 +31,17 @@ const SERVE_OPTIONS: [(&str, &str); 3] = [
         "-O pooling-allocator=y -O pooling-memory-keep-resident=65536 -O pooling-table-keep-resident=65536 \
          -O pooling-pagemap-scan=auto -W component-model-async=n",
     ),
+    (
+        SERVE_REUSED,
+        "-O pooling-allocator=y -O pooling-memory-keep-resident=65536 -O pooling-table-keep-resident=65536 \
+         -O pooling-pagemap-scan=auto -W component-model-async=n --max-instance-reuse-count 1000",
+    ),
 ];
+/// With instances that serve a thousand requests each.
+const REUSED: &str = "lattice up, reuse";
+const SERVE_REUSED: &str = "wasmtime serve, reuse";
+const REUSE: &str = "        - { type: limits, properties: { reuse: 1000 } }\n";
+const BARE: &str = "bare hyper";
 /// Makes this program the bare server.
 pub(crate) const BARE_ARGUMENT: &str = "--bare-server";
 
@@ -52,6 +64,14 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         }
     }
     print(&servers, &measured);
+    for (connections, figures) in CONNECTIONS.iter().zip(&measured) {
+        let at = |name| servers.iter().position(|server| server.name == name).map(|at| &figures[at].cpu_us);
+        let Some(own) = at(REUSED) else { continue };
+        for (name, other) in [SERVE_REUSED, BARE].map(|name| (name, at(name))) {
+            let ratio = other.map_or_else(|| "-".to_owned(), |other| own.ratio_to(other));
+            println!("  {REUSED}, {connections} connections: {ratio} the CPU of {name}");
+        }
+    }
     println!("  lattice/it: lattice's figure over this server's, median of the rounds' ratios.");
     for (name, options) in SERVE_OPTIONS.iter().filter(|(_, options)| !options.is_empty()) {
         println!("  {name}: {options}");
@@ -66,7 +86,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 /// A server, running.
 struct Server {
     name: &'static str,
-    process: Process,
+    process: Arc<Process>,
     target: Target,
 }
 
@@ -86,7 +106,14 @@ fn start(bench: &Bench, dir: &Path) -> Result<Vec<Server>> {
     let up = Up::start(&dir.join("up"), &[])?;
     up.apply(&app.write(dir)?)?;
     let target = Target::new(up.ingress, &app.host_name(), "/");
-    let mut servers = vec![Server { name: "lattice up", process: up.process, target }];
+    let reused = App { name: "reused", ..app };
+    up.apply(&reused.write_with(dir, REUSE)?)?;
+    let process = Arc::new(up.process);
+    let reused = Target::new(up.ingress, &reused.host_name(), "/");
+    let mut servers = vec![
+        Server { name: "lattice up", process: process.clone(), target },
+        Server { name: REUSED, process, target: reused },
+    ];
     if let Some(wasmtime) = bench.wasmtime() {
         for (number, (name, options)) in SERVE_OPTIONS.iter().enumerate() {
             let log = dir.join(format!("serve-{number}.log"));
@@ -94,13 +121,14 @@ fn start(bench: &Bench, dir: &Path) -> Result<Vec<Server>> {
             let mut serve = Serve::start(&wasmtime, &component, &options, log)?;
             serve.process.listens(serve.addr).with_context(|| (*name).to_owned())?;
             let target = Target::new(serve.addr, "localhost", "/");
-            servers.push(Server { name, process: serve.process, target });
+            servers.push(Server { name, process: Arc::new(serve.process), target });
         }
     }
     let own = std::env::current_exe().context("this program has no path")?;
     let mut process = Process::start(Command::new(own).arg(BARE_ARGUMENT), dir.join("bare.log"))?;
     let addr = process.said("listens ")?.parse().context("the bare server's address")?;
-    servers.push(Server { name: "bare hyper", process, target: Target::new(addr, "localhost", "/") });
+    let target = Target::new(addr, "localhost", "/");
+    servers.push(Server { name: BARE, process: Arc::new(process), target });
     Ok(servers)
 }
 

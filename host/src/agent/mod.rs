@@ -54,6 +54,8 @@ pub struct Config {
     pub ingress: Option<IngressConfig>,
     /// What this host takes away from what manifests grant.
     pub policy: Policy,
+    /// Who compiles components; without one this process does.
+    pub compiler: Option<engine::Compiler>,
 }
 
 #[derive(Debug, Clone)]
@@ -149,6 +151,7 @@ impl Agent {
             instances_max: INSTANCES_MAX,
             policy: Arc::new(config.policy),
             bus: away::addresses(&bus).await,
+            compiler: config.compiler,
         })?;
         let artifacts = Arc::new(artifact::Store::open(&config.data.join("artifacts"), ARTIFACT_STORE_BYTES_MAX)?);
         let share = artifact::Share::new(bus.clone(), artifacts.clone());

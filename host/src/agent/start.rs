@@ -6,7 +6,7 @@ use super::telemetry::Telemetry;
 use crate::artifact::{self, Share, fetch};
 use crate::assignment::{Key, Wanted};
 use crate::call::HttpServe;
-use crate::engine::{Engine, Spec};
+use crate::engine::{Engine, Source, Spec};
 use crate::link::{Table, permit};
 use crate::logs::Logs;
 use crate::provider::keyvalue::KeyvalueStore;
@@ -55,12 +55,13 @@ impl Parts {
         fetch::fetch(&self.bus, &self.artifacts, &digest).await.map_err(|e| e.to_string())?;
         self.share.offer(&digest).await;
         let (store, wants) = (self.artifacts.clone(), digest.clone());
-        let bytes = move || match store.read(&wants) {
+        let source: Source = Arc::new(move || match store.read(&wants) {
             Ok(Some(bytes)) => Ok(bytes),
             Ok(None) => Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the artifact was removed")),
             Err(e) => Err(std::io::Error::other(e)),
-        };
-        let module = self.engine.load(&digest, bytes).await.map_err(|e| e.to_string())?;
+        });
+        let bytes = source.clone();
+        let module = self.engine.load(&digest, move || bytes()).await.map_err(|e| e.to_string())?;
         let imports = Table::new(wanted.app.clone(), key.1.clone(), self.running.clone(), self.bus.clone());
         let spec = Spec {
             app: key.0.clone(),
@@ -72,6 +73,7 @@ impl Parts {
             limits: actor.limits.clone(),
             imports: Arc::new(imports),
             logs: self.logs.sink(&key.0, &key.1),
+            source,
         };
         let running = self.engine.prepare(&module, spec).map_err(|e| e.to_string())?;
         let bus_error = |e: bus::Error| e.to_string();

@@ -1,17 +1,19 @@
-//! One revision of an actor on this host: linked once, then a fresh instance per invocation, as many at once as it has
-//! replicas here, each within its limits.
+//! One revision of an actor on this host: linked once, then a fresh instance per invocation or, if it asked for that, one
+//! that has answered before; as many at once as it has replicas here, each within its limits.
 
 use super::batch::Batch;
 use super::dynamic;
 use super::gate::{Closed, Entry, Gate, Permit};
 use super::granted::Granted;
+use super::idle::Warm;
 use super::lane::{Habit, Laned, Spent, Work};
 use super::many::Many;
+use super::mapped::{Linked, Mapped, Source};
 use super::module::{Export, Module, without_version};
 use super::outgoing::forbidden_headers;
 use super::output::{Log, Rate};
 use super::state::{Env, HEADER_BYTES_MAX, State};
-use super::{Engine, Error, config, failed, glue, guard, lane, later};
+use super::{Engine, Error, config, failed, glue, lane, later};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::{Imports, LogSink};
 use crate::metrics::{Count, Histogram, Taken};
@@ -27,11 +29,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
-use wasmtime::component::{Accessor, InstancePre, Val};
+use wasmtime::component::{Accessor, Val};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpCtx;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
-use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::p2::bindings::Proxy;
 
 /// What an actor is to run as.
 pub struct Spec {
@@ -45,6 +46,8 @@ pub struct Spec {
     pub limits: Limits,
     pub imports: Arc<dyn Imports>,
     pub logs: Arc<dyn LogSink>,
+    /// The component's bytes again, should its compiled code be lost.
+    pub source: Source,
 }
 
 /// Counts since the actor was prepared, and what it does now.
@@ -61,12 +64,11 @@ pub struct Stats {
 /// A linked actor. Dropping it leaves running invocations alone.
 pub struct Actor {
     pub(super) shared: Arc<Shared>,
-    pub(super) proxy: Option<ProxyPre<State>>,
-    /// The same in WASI 0.3.
-    pub(super) service: Option<ServicePre<State>>,
     pub(super) many: Arc<Many>,
-    pub(super) pre: InstancePre<State>,
-    module: Arc<Module>,
+    /// Whether it takes HTTP as WASI 0.3 has it.
+    is_service: bool,
+    mapped: Arc<Mapped>,
+    exports: Vec<String>,
     revision: u64,
 }
 
@@ -77,6 +79,8 @@ pub(super) struct Shared {
     /// What its component was compiled by and for.
     wasm: wasmtime::Engine,
     pub(super) is_later: bool,
+    /// Among all actors that this engine has ever prepared.
+    number: u64,
     gate: Arc<Gate>,
     habit: Arc<Habit>,
     requests: AtomicU64,
@@ -89,30 +93,19 @@ pub(super) struct Shared {
 impl Actor {
     pub(super) fn new(engine: &Engine, module: &Arc<Module>, spec: Spec) -> Result<Self, Error> {
         let inner = &engine.inner;
-        let (replicas, revision) = (spec.replicas, spec.revision);
+        let (replicas, revision, source) = (spec.replicas, spec.revision, spec.source.clone());
         let env = env(engine, spec)?;
-        let mut linker = inner.wasi(&module.component)?.clone();
-        module.link(&mut linker, &env.label)?;
+        let mapped = Mapped::new(engine, &env, module, source)?;
         let wasm = module.component.engine().clone();
-        let is_later = !wasmtime::Engine::same(&wasm, &inner.engine);
-        let refused = |e: wasmtime::Error| Error::Link { actor: env.label.clone(), reason: format!("{e:#}") };
-        guard::shadow(&mut linker, &env.granted, is_later).map_err(refused)?;
-        let pre = linker.instantiate_pre(&module.component).map_err(refused)?;
-        let proxy = match module.exports.contains_key(HANDLER) {
-            true => Some(ProxyPre::new(pre.clone()).map_err(refused)?),
-            false => None,
-        };
-        let service = match module.exports.contains_key(later::HANDLER) {
-            true => Some(ServicePre::new(pre.clone()).map_err(refused)?),
-            false => None,
-        };
-        let limits = env.limits.clone();
+        let is_service = module.exports.contains_key(later::HANDLER);
+        let at_once = at_once(replicas, &env.limits, is_service);
         let shared = Shared {
             env: Arc::new(env),
             engine: engine.clone(),
+            is_later: !wasmtime::Engine::same(&wasm, &inner.engine),
             wasm,
-            is_later,
-            gate: Gate::new(at_once(replicas, &limits, service.is_some())),
+            number: inner.actors.fetch_add(1, Ordering::Relaxed),
+            gate: Gate::new(at_once),
             habit: Arc::default(),
             requests: AtomicU64::new(0),
             errors: Default::default(),
@@ -120,11 +113,10 @@ impl Actor {
         };
         Ok(Self {
             shared: Arc::new(shared),
-            proxy,
-            service,
             many: Arc::default(),
-            pre,
-            module: module.clone(),
+            is_service,
+            mapped,
+            exports: module.exports(),
             revision,
         })
     }
@@ -149,7 +141,7 @@ impl Actor {
 
     /// Interfaces it exports, without version.
     pub fn exports(&self) -> Vec<String> {
-        self.module.exports()
+        self.exports.clone()
     }
 
     pub fn revision(&self) -> u64 {
@@ -168,21 +160,23 @@ impl Actor {
 
     /// More take effect at once, fewer as the running invocations end.
     pub fn set_replicas(&self, replicas: u32) {
-        self.shared.gate.set_limit(at_once(replicas, &self.shared.env.limits, self.service.is_some()));
+        self.shared.gate.set_limit(at_once(replicas, &self.shared.env.limits, self.is_service));
     }
 
     /// Refuses new invocations and waits for those it has, at most until `deadline`. True if none is left.
     pub async fn drain(&self, deadline: Duration) -> bool {
         self.shared.gate.close();
         self.many.close_all();
+        self.shared.engine.inner.idle.forget(self.shared.number);
         tokio::time::timeout(deadline, self.shared.gate.idle()).await.is_ok()
     }
 
     async fn try_wave(&self, interface: &str, function: &str, args: &str) -> Result<String, CallError> {
-        let export = self.export(interface, function)?;
+        let linked = self.linked().await?;
+        let export = self.export(&linked, interface, function)?;
         self.check_plain(export, interface, function)?;
         let params = dynamic::parse_wave(function, args, &export.params)?;
-        let results = Box::pin(self.call(export, params, None, Entering::First, Origin::default())).await?;
+        let results = Box::pin(self.call(&linked, export, params, None, Entering::First, Origin::default())).await?;
         dynamic::wave_text(&results)
     }
 
@@ -193,19 +187,35 @@ impl Actor {
         function: &str,
         params: Bytes,
     ) -> Result<Bytes, CallError> {
-        let export = self.export(interface, function)?;
+        let linked = self.linked().await?;
+        let export = self.export(&linked, interface, function)?;
         if let Some(known) = glue::keystore_function(without_version(interface), function) {
             let call = known.read(params)?;
-            return Box::pin(self.call_keystore(export, call, link)).await;
+            return Box::pin(self.call_keystore(&linked, export, call, link)).await;
         }
         self.check_plain(export, interface, function)?;
         let params = decode_vals(&params, &export.params)?;
-        let results = Box::pin(self.call(export, params, link.deadline, Entering::Nested, link.origin.clone())).await?;
+        let (deadline, origin) = (link.deadline, link.origin.clone());
+        let results = Box::pin(self.call(&linked, export, params, deadline, Entering::Nested, origin)).await?;
         encode_vals(&results, &export.results)
     }
 
-    pub(super) fn export(&self, interface: &str, function: &str) -> Result<&Export, CallError> {
-        let (label, exports) = (&self.shared.env.label, &self.module.exports);
+    /// Its code, mapped again if nobody had called it for long.
+    pub(super) async fn linked(&self) -> Result<Arc<Linked>, CallError> {
+        let Shared { engine, env, .. } = &*self.shared;
+        self.mapped
+            .get(engine, env)
+            .await
+            .map_err(|e| CallError::Unavailable(format!("actor {}: its code can not be mapped again: {e}", env.label)))
+    }
+
+    pub(super) fn export<'a>(
+        &self,
+        linked: &'a Linked,
+        interface: &str,
+        function: &str,
+    ) -> Result<&'a Export, CallError> {
+        let (label, exports) = (&self.shared.env.label, &linked.module.exports);
         let of_itself = interface.is_empty();
         let Some(functions) = exports.get(without_version(interface)) else {
             let what = if of_itself { format!("function {function:?} by itself") } else { format!("{interface:?}") };
@@ -231,6 +241,7 @@ impl Actor {
 
     async fn call(
         &self,
+        linked: &Linked,
         export: &Export,
         params: Vec<Val>,
         deadline: Option<Duration>,
@@ -239,7 +250,7 @@ impl Actor {
     ) -> Result<Vec<Val>, CallError> {
         let mut run = self.shared.enter(deadline, entering).await?;
         run.store.data_mut().caused_by(origin);
-        let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
+        let (shared, pre, index) = (self.shared.clone(), linked.pre.clone(), export.index);
         let mut results = vec![Val::Bool(false); export.results.len()];
         let until = Until::of(&run);
         let work = async move {
@@ -264,13 +275,14 @@ impl Actor {
 
     async fn call_keystore(
         &self,
+        linked: &Linked,
         export: &Export,
         call: glue::KeystoreCall,
         link: &LinkContext,
     ) -> Result<Bytes, CallError> {
         let mut run = self.shared.enter(link.deadline, Entering::Nested).await?;
         run.store.data_mut().caused_by(link.origin.clone());
-        let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
+        let (shared, pre, index) = (self.shared.clone(), linked.pre.clone(), export.index);
         let until = Until::of(&run);
         let work = async move {
             let call = async {
@@ -325,6 +337,7 @@ fn env(engine: &Engine, spec: Spec) -> Result<Env, Error> {
         imports: spec.imports,
         logs: spec.logs,
         budget: engine.inner.budget.clone(),
+        idle: Arc::downgrade(&engine.inner.idle),
         forbidden: forbidden_headers(),
         http,
     })
@@ -335,7 +348,9 @@ fn env(engine: &Engine, spec: Spec) -> Result<Env, Error> {
 pub(super) struct Run {
     pub(super) store: Store<State>,
     pub(super) deadline: Instant,
-    _slot: OwnedSemaphorePermit,
+    /// Requests that its instance has answered before.
+    served: u32,
+    slot: OwnedSemaphorePermit,
     _permit: Permit,
     _running: Counted,
 }
@@ -414,6 +429,30 @@ impl Shared {
         self.fresh(deadline, Permit::none(), Entering::First, None).await
     }
 
+    /// The same for an HTTP request: an instance that waits for one is taken first.
+    pub(super) async fn enter_http(&self, asked: Option<Duration>) -> Result<(Run, Option<Proxy>), CallError> {
+        let deadline = self.deadline(asked);
+        let permit = self.permit(deadline).await?;
+        let engine = &self.engine.inner;
+        let warm = if self.env.limits.reuse > 1 { engine.idle.take(self.number) } else { None };
+        let Some(Warm { mut store, proxy, served, slot }) = warm else {
+            return Ok((self.fresh(deadline, permit, Entering::First, None).await?, None));
+        };
+        store.data_mut().renew(deadline);
+        store.set_epoch_deadline(1);
+        let running = Counted::new(&engine.running);
+        Ok((Run { store, deadline, served, slot, _permit: permit, _running: running }, Some(proxy)))
+    }
+
+    /// Keeps an instance that has answered for the next request, if it may have one and nothing is left of this.
+    pub(super) fn keep(&self, mut run: Run, proxy: Proxy) {
+        let served = run.served.saturating_add(1);
+        if served < self.env.limits.reuse && run.store.data_mut().is_done() {
+            let warm = Warm { store: run.store, proxy, served, slot: run.slot };
+            self.engine.inner.idle.put(self.number, warm, Instant::now());
+        }
+    }
+
     /// Of an invocation that is asked for now.
     pub(super) fn deadline(&self, asked: Option<Duration>) -> Instant {
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -438,7 +477,8 @@ impl Shared {
         store.limiter(|state| &mut state.limiter);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| on_tick(store.data()));
-        Ok(Run { store, deadline, _slot: slot, _permit: permit, _running: Counted::new(&engine.running) })
+        let running = Counted::new(&engine.running);
+        Ok(Run { store, deadline, served: 0, slot, _permit: permit, _running: running })
     }
 
     pub(super) async fn permit(&self, deadline: Instant) -> Result<Permit, CallError> {
@@ -465,8 +505,14 @@ impl Shared {
 
     async fn slot(&self, deadline: Instant, entering: Entering) -> Result<OwnedSemaphorePermit, CallError> {
         let slots = &self.engine.inner.slots;
-        if let Ok(slot) = slots.clone().try_acquire_owned() {
-            return Ok(slot);
+        loop {
+            if let Ok(slot) = slots.clone().try_acquire_owned() {
+                return Ok(slot);
+            }
+            // Whoever only waits makes room.
+            if !self.engine.inner.idle.evict() {
+                break;
+            }
         }
         if entering == Entering::First
             && let Ok(Ok(slot)) = timeout_at(deadline.into(), Semaphore::acquire_owned(slots.clone())).await
@@ -552,6 +598,12 @@ impl Shared {
         let error = failed::explain(&self.env, store.data().limiter.refused, e);
         store.data().log().note("error", &error.to_string());
         error
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        self.shared.engine.inner.idle.forget(self.shared.number);
     }
 }
 

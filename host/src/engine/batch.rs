@@ -53,7 +53,8 @@ impl Actor {
     }
 
     async fn try_run(&self, job: Job, out: mpsc::Sender<Printed>) -> Result<u8, CallError> {
-        let export = self.export(COMMAND, "run")?;
+        let linked = self.linked().await?;
+        let export = self.export(&linked, COMMAND, "run")?;
         let env = &self.shared.env;
         if let Some(why) = self.shared.policy().job_refusal(!job.args.is_empty(), job.stdin.is_some()) {
             return Err(CallError::Denied(format!("actor {}: {why}", env.label)));
@@ -65,7 +66,7 @@ impl Actor {
         args.extend(job.args);
         let batch = Batch { args, stdin: job.stdin, out: out.clone() };
         let mut run = self.shared.enter_with(job.deadline, Entering::First, Some(batch)).await?;
-        let (shared, pre, index) = (self.shared.clone(), self.pre.clone(), export.index);
+        let (shared, pre, index) = (self.shared.clone(), linked.pre.clone(), export.index);
         let until = Until::of(&run);
         let work = async move {
             let call = async {

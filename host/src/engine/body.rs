@@ -19,7 +19,8 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 /// What became of a request's body.
 pub(super) struct Asked {
-    over: Arc<OnceLock<CallError>>,
+    /// Nothing when there was none.
+    over: Option<Arc<OnceLock<CallError>>>,
 }
 
 impl Asked {
@@ -30,23 +31,27 @@ impl Asked {
         limits: &Limits,
     ) -> Result<(Request<Body>, Self), CallError> {
         let max = limits.request_bytes_max;
+        let said = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        let is_more = said.is_some_and(|bytes| bytes > max) || request.body().size_hint().lower() > max;
+        if request.body().is_end_stream() && !is_more {
+            return Ok((request, Self { over: None }));
+        }
         let error = CallError::TooLarge(format!(
             "the body of a request to actor {label} has more than {}; raise limits.request",
             bytes_text(max)
         ));
-        let said = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-        if said.is_some_and(|bytes| bytes > max) || request.body().size_hint().lower() > max {
+        if is_more {
             return Err(error);
         }
         let over = Arc::<OnceLock<CallError>>::default();
         let told = over.clone();
         let request = request.map(|inner| Limited { inner, left: max, max, over, error: Some(error) }.boxed_unsync());
-        Ok((request, Self { over: told }))
+        Ok((request, Self { over: Some(told) }))
     }
 
     /// Why the invocation failed: its body, if that was too large.
     pub(super) fn or(&self, error: CallError) -> CallError {
-        self.over.get().cloned().unwrap_or(error)
+        self.over.as_ref().and_then(|over| over.get().cloned()).unwrap_or(error)
     }
 }
 

@@ -37,12 +37,13 @@ impl Cache {
             return Err(io::Error::other("other users can write to it: chmod go-w"));
         }
         let key = read_or_make_key(dir)?;
-        let mut hasher = Fingerprint(Sha256::new());
-        engine.precompile_compatibility_hash().hash(&mut hasher);
-        let setup = hex(&hasher.0.finalize()[..8]);
-        let cache = Self { dir: dir.to_owned(), key, setup, counter: AtomicU64::new(0) };
+        let cache = Self { dir: dir.to_owned(), key, setup: setup(engine), counter: AtomicU64::new(0) };
         cache.remove_leftovers()?;
         Ok(cache)
+    }
+
+    pub(super) fn setup(&self) -> &str {
+        &self.setup
     }
 
     /// The compiled component, or `None` if there is none that this host made for this engine.
@@ -184,6 +185,13 @@ fn read_or_make_key(dir: &Path) -> io::Result<[u8; KEY_BYTES]> {
         }
         Err(e) => Err(e),
     }
+}
+
+/// Names how an engine is set up: code made by one is for all of the same name.
+pub(super) fn setup(engine: &Engine) -> String {
+    let mut hasher = Fingerprint(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hex(&hasher.0.finalize()[..8])
 }
 
 /// A `Hasher` whose result does not change between builds of this program.

@@ -4,6 +4,7 @@
 //! Memory mappings are the scarce thing: past `vm.max_map_count` any allocation of the process can fail, so the
 //! number of instances is cut well below it.
 
+use super::compile::Compiler;
 use super::granted::BusAddresses;
 use proto::policy::Policy;
 use std::num::NonZeroUsize;
@@ -23,6 +24,8 @@ pub struct Config {
     /// What this host takes away from what manifests grant.
     pub policy: Arc<Policy>,
     pub bus: BusAddresses,
+    /// Who compiles; without one this process does.
+    pub compiler: Option<Compiler>,
 }
 
 /// Epoch ticks come this often while a guest runs, and this often while none does. At a tick a guest that computes is
@@ -44,6 +47,12 @@ pub(super) const TABLE_ELEMENTS_MAX: usize = 100_000;
 const BACKTRACE_FRAMES_MAX: usize = 8;
 /// Mappings of one live instance: memory, its image, guards, tables, a stack and its guard; with room to spare.
 const MAPS_PER_INSTANCE: u64 = 10;
+/// Memory and mappings of a component's code, small and idle; the share of actors' memory that may go there.
+const MAPPED_BYTES: u64 = 256 * 1024;
+const MAPS_PER_MAPPED: u64 = 3;
+const MAPPED_SHARE: u64 = 8;
+/// Actors whose code is mapped, at least and at most.
+const MAPPED: (u64, u64) = (16, 512);
 /// Linux's default, taken where there is nothing to read.
 const MAPS_DEFAULT: u64 = 65_530;
 /// Of a live instance's memory, what stays resident for the next one in that slot.
@@ -61,6 +70,8 @@ pub(super) enum Kind {
 pub(super) struct Size {
     pub(super) instances: u32,
     pub(super) memory_bytes: u64,
+    /// Actors whose code is mapped.
+    pub(super) mapped: u32,
 }
 
 impl Size {
@@ -78,7 +89,10 @@ fn size(memory_bytes: u64, instances_max: u32, maps: u64, machine_bytes: Option<
         0 => machine_bytes / 4 * 3,
         asked => asked.min(machine_bytes),
     };
-    Size { instances: instances_max.min(by_maps).max(1), memory_bytes }
+    let by_memory = memory_bytes / MAPPED_SHARE / MAPPED_BYTES;
+    let mapped = by_memory.min(maps / 4 / MAPS_PER_MAPPED).clamp(MAPPED.0, MAPPED.1);
+    let mapped = u32::try_from(mapped).unwrap_or(u32::MAX);
+    Size { instances: instances_max.min(by_maps).max(1), memory_bytes, mapped }
 }
 
 /// Memory that this process may use: what the machine has, or its cgroup's limit if that is less.
@@ -148,9 +162,19 @@ mod tests {
 
     #[test]
     fn instances_stay_below_the_mappings_and_memory_below_the_machine() {
-        assert_eq!(size(0, 10_000, 65_530, Some(8 << 30)), Size { instances: 3276, memory_bytes: 6 << 30 });
-        assert_eq!(size(1 << 30, 100, 65_530, Some(8 << 30)), Size { instances: 100, memory_bytes: 1 << 30 });
-        assert_eq!(size(16 << 30, 0, 1, Some(8 << 30)), Size { instances: 1, memory_bytes: 8 << 30 });
+        assert_eq!(
+            size(0, 10_000, 65_530, Some(8 << 30)),
+            Size { instances: 3276, memory_bytes: 6 << 30, mapped: 512 }
+        );
+        assert_eq!(
+            size(1 << 30, 100, 65_530, Some(8 << 30)),
+            Size { instances: 100, memory_bytes: 1 << 30, mapped: 512 }
+        );
+        assert_eq!(
+            size(0, 1_000, 65_530, Some(64 << 20)),
+            Size { instances: 1_000, memory_bytes: 48 << 20, mapped: 24 }
+        );
+        assert_eq!(size(16 << 30, 0, 1, Some(8 << 30)), Size { instances: 1, memory_bytes: 8 << 30, mapped: 16 });
     }
     /// A host that has to do without the pool still loads what it compiled with it.
     #[test]
@@ -162,7 +186,7 @@ mod tests {
             engine.precompile_compatibility_hash().hash(&mut hasher);
             hasher.finish()
         };
-        let small = Size { instances: 4, memory_bytes: 1 << 20 };
+        let small = Size { instances: 4, memory_bytes: 1 << 20, mapped: 16 };
         for kind in [Kind::Plain, Kind::Later] {
             assert_eq!(hash(None, kind), hash(Some(small), kind));
         }

@@ -1,4 +1,4 @@
-//! An HTTP request to an actor: its `wasi:http/incoming-handler` in a fresh instance. The head of the response goes
+//! An HTTP request to an actor: its `wasi:http/incoming-handler`, in a fresh instance or one kept from a request before. The head of the response goes
 //! out as soon as the guest gives it; the guest then runs on for the body, within the same deadline.
 //!
 //! What belongs to a connection (hop-by-hop headers, upgrades, listening) is the ingress's business.
@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiHttpView as _;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types;
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 /// Headers of one request.
@@ -56,26 +56,33 @@ impl Actor {
 
     async fn try_http(&self, request: Request<Body>, asked: Option<Duration>) -> Result<Response<Body>, CallError> {
         let label = &self.shared.env.label;
-        if self.proxy.is_none() && self.service.is_none() {
-            return Err(CallError::Invalid(format!("actor {label} does not export {HANDLER}")));
-        }
         check_head(&request)?;
+        let linked = self.linked().await?;
         let (request, asked_body) = Asked::limit(request, label, &self.shared.env.limits)?;
-        if let (Some(service), true) = (&self.service, self.shared.env.limits.concurrency > 1) {
+        let limits = &self.shared.env.limits;
+        if let (Some(service), true) = (&linked.service, limits.concurrency > 1 || limits.reuse > 1) {
             let answered = Box::pin(self.many.http(&self.shared, service, request, asked)).await;
             return answered.map_err(|error| asked_body.or(error));
         }
         let origin = Origin::of(request.headers());
-        let mut run = self.shared.enter(asked, Entering::First).await?;
-        run.store.data_mut().caused_by(origin);
-        let until = Until::of(&run);
-        let broken = Arc::new(OnceLock::new());
         let (tx, rx) = oneshot::channel();
-        let (shared, told) = (self.shared.clone(), broken.clone());
-        let work: Work<()> = match (&self.service, &self.proxy) {
-            (Some(service), _) => Box::pin(later::guest(shared, service.clone(), run, request, tx, told)),
-            (None, Some(proxy)) => Box::pin(guest(shared, proxy.clone(), run, request, tx, told)),
-            (None, None) => return Err(no_response(label)),
+        let (shared, broken) = (self.shared.clone(), Arc::new(OnceLock::new()));
+        let told = broken.clone();
+        let (until, work): (Until, Work<()>) = match (&linked.service, &linked.proxy) {
+            (Some(service), _) => {
+                let mut run = self.shared.enter(asked, Entering::First).await?;
+                run.store.data_mut().caused_by(origin);
+                (Until::of(&run), Box::pin(later::guest(shared, service.clone(), run, request, tx, told)))
+            }
+            (None, Some(proxy)) => {
+                let (mut run, warm) = self.shared.enter_http(asked).await?;
+                run.store.data_mut().caused_by(origin);
+                let handler = warm.map_or_else(|| Handler::Fresh(proxy.clone()), Handler::Warm);
+                (Until::of(&run), Box::pin(guest(shared, handler, run, request, tx, told)))
+            }
+            (None, None) => {
+                return Err(CallError::Invalid(format!("actor {label} does not export {HANDLER}")));
+            }
         };
         let mut guest = Running { guest: Some(self.shared.laned(&until, work)), ended: None };
         let head = match timeout_at(until.deadline.into(), guest.head(rx)).await {
@@ -121,10 +128,16 @@ fn check_head(request: &Request<Body>) -> Result<(), CallError> {
     Ok(())
 }
 
+/// Who is asked.
+enum Handler {
+    Fresh(ProxyPre<State>),
+    Warm(Proxy),
+}
+
 /// The whole invocation. Why it broke off is noted before the store is dropped, since that ends the body.
 async fn guest(
     shared: Arc<Shared>,
-    proxy: ProxyPre<State>,
+    handler: Handler,
     mut run: Run,
     request: Request<Body>,
     tx: oneshot::Sender<Head>,
@@ -138,13 +151,21 @@ async fn guest(
         };
         let request = store.data_mut().http().new_incoming_request(scheme, request)?;
         let out = store.data_mut().http().new_response_outparam(tx)?;
-        let proxy = proxy.instantiate_async(&mut *store).await?;
-        proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await
+        let proxy = match handler {
+            Handler::Fresh(proxy) => proxy.instantiate_async(&mut *store).await?,
+            Handler::Warm(proxy) => proxy,
+        };
+        proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await?;
+        Ok::<_, wasmtime::Error>(proxy)
     };
     let ended = match call.await {
+        Ok(proxy) => {
+            shared.keep(run, proxy);
+            return Ok(());
+        }
         // It may end itself when it has nothing more to say.
         Err(e) if shared.env.granted.grants.exit && matches!(e.downcast_ref(), Some(I32Exit(0))) => Ok(()),
-        ended => ended.map_err(|e| shared.failed(&run.store, &e)),
+        Err(e) => Err(shared.failed(&run.store, &e)),
     };
     if let Err(e) = &ended {
         let _ = broken.set(e.clone());

@@ -5,12 +5,14 @@
 //!
 //! Must never keep a guest from its deadline: that is watched by the task that asked, on the serving threads.
 
+use super::config::TICK_MS;
 use crate::call::CallError;
+use std::cell::Cell;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -34,7 +36,8 @@ struct Back {
 
 impl Lanes {
     pub(super) fn start() -> std::io::Result<Self> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        // One processor is left to those who answer at once: what is put aside on one takes a moment to be.
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1));
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name("back")
@@ -70,21 +73,42 @@ fn yield_to_all() {
     }
 }
 
-/// Processor time that one invocation has used, shared by its future and its store.
+/// Ticks of the epochs' clock, of all engines: asking for a thread's processor time is a system call, so a thread asks
+/// at most once in a tick, not at each of its thousands of short turns.
+pub(super) static TICKS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// The tick at which this thread asked for its processor time, and what that was.
+    static ASKED: Cell<(u64, u64)> = const { Cell::new((u64::MAX, 0)) };
+}
+
+/// Turns shorter than a tick are counted by the time on the wall.
+const SHORT: Duration = Duration::from_millis(TICK_MS);
+
+/// Processor time that one invocation has used, shared by its future and its store. Of a turn it is what the thread has
+/// used since a moment shortly before it, and never more than has passed: so who was made to wait is not blamed for it.
 #[derive(Default)]
 pub(super) struct Spent {
     /// Of all turns that are over, in nanoseconds.
     before: AtomicU64,
-    /// What the thread's clock said when the present turn began.
+    /// When the present turn began, in nanoseconds since the first of this process; what the thread's clock had said.
     turn_began: AtomicU64,
+    thread_began: AtomicU64,
     in_back: AtomicBool,
 }
 
 impl Spent {
     /// Within a turn.
     pub(super) fn now(&self) -> Duration {
-        let turn = thread_nanos().saturating_sub(self.turn_began.load(Ordering::Relaxed));
-        Duration::from_nanos(self.before.load(Ordering::Relaxed) + turn)
+        Duration::from_nanos(self.before.load(Ordering::Relaxed) + self.this_turn())
+    }
+
+    fn this_turn(&self) -> u64 {
+        let passed = wall_nanos().saturating_sub(self.turn_began.load(Ordering::Relaxed));
+        match Duration::from_nanos(passed) < SHORT {
+            true => passed,
+            false => thread_nanos().saturating_sub(self.thread_began.load(Ordering::Relaxed)).min(passed),
+        }
     }
 
     /// Another invocation in the same instance: each has a turn of its own.
@@ -102,11 +126,30 @@ impl Spent {
     }
 
     fn turn<T>(&self, poll: impl FnOnce() -> T) -> T {
-        self.turn_began.store(thread_nanos(), Ordering::Relaxed);
+        self.thread_began.store(thread_nanos_lately(), Ordering::Relaxed);
+        self.turn_began.store(wall_nanos(), Ordering::Relaxed);
         let polled = poll();
-        let began = self.turn_began.load(Ordering::Relaxed);
-        self.before.fetch_add(thread_nanos().saturating_sub(began), Ordering::Relaxed);
+        self.before.fetch_add(self.this_turn(), Ordering::Relaxed);
         polled
+    }
+}
+
+/// Since the first time that this was asked for.
+fn wall_nanos() -> u64 {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(FIRST.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Processor time of this thread, as it was at most a tick ago.
+fn thread_nanos_lately() -> u64 {
+    let tick = TICKS.load(Ordering::Relaxed);
+    match ASKED.get() {
+        (asked, nanos) if asked == tick => nanos,
+        _ => {
+            let nanos = thread_nanos();
+            ASKED.set((tick, nanos));
+            nanos
+        }
     }
 }
 

@@ -44,7 +44,7 @@ impl Later {
         let mut wasi = link_wasi(&engine).map_err(failed)?;
         wasmtime_wasi::p3::add_to_linker(&mut wasi).map_err(failed)?;
         p3::add_to_linker(&mut wasi).map_err(failed)?;
-        tick(&engine, running).map_err(|e| Error::Start(e.to_string()))?;
+        tick(&engine, running, None).map_err(|e| Error::Start(e.to_string()))?;
         Ok(Self { engine, wasi, cache: Arc::new(cache) })
     }
 }

@@ -3,9 +3,10 @@
 //! can be told by its cause.
 
 use super::config;
+use super::idle::Idle;
 use super::state::Env;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use wasmtime::{ResourceLimiter, Result};
 
 /// Memory of all instances of this engine together.
@@ -37,6 +38,7 @@ impl Budget {
 /// Sums all memories and tables of an instance against the actor's limits, and memory against what the engine may use.
 pub(super) struct Limiter {
     budget: Arc<Budget>,
+    idle: Weak<Idle>,
     used: u64,
     max: u64,
     table_elements: usize,
@@ -63,6 +65,7 @@ impl Limiter {
         let whole = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
         Self {
             budget: env.budget.clone(),
+            idle: env.idle.clone(),
             used: 0,
             max: env.limits.memory_bytes,
             table_elements: 0,
@@ -87,7 +90,11 @@ impl ResourceLimiter for Limiter {
             self.refused = Some(Refused::Limit);
             return Ok(false);
         }
-        if !self.budget.take(more) {
+        // Whoever only waits makes room.
+        while !self.budget.take(more) {
+            if self.idle.upgrade().is_some_and(|idle| idle.evict()) {
+                continue;
+            }
             self.refused = Some(Refused::Budget);
             return Ok(false);
         }

@@ -1,9 +1,10 @@
 //! Runs components: one wasmtime engine per process, compiled once per digest, linked once per actor, a fresh instance
 //! per invocation.
 //!
-//! Reading order: `config` (how wasmtime is set up), `cache` (compiled code on disk), `module` (what a component
-//! imports and exports), `actor` (an actor revision and its invocations), `http`, `dynamic` and `batch` (the kinds
-//! of calls), `state` (what an instance carries), `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `lane`
+//! Reading order: `config` (how wasmtime is set up), `cache` (compiled code on disk), `compile` (who makes it), `module`
+//! (what a component imports and exports), `mapped` (an actor's code), `actor` (an actor revision and its invocations),
+//! `http`, `dynamic` and `batch` (the kinds of calls), `later` and `many` (WASI 0.3), `state` (what an instance carries),
+//! `idle` (instances between requests), `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `lane`
 //! (which threads), `glue` (capabilities), `gate` (the queue).
 //!
 //! A trap, an endless loop or a memory bomb ends one invocation, with a named error. Nothing in here may panic on what
@@ -13,6 +14,7 @@ mod actor;
 mod batch;
 mod body;
 mod cache;
+mod compile;
 mod config;
 mod dynamic;
 mod failed;
@@ -21,10 +23,12 @@ mod glue;
 mod granted;
 mod guard;
 mod http;
+mod idle;
 mod lane;
 mod later;
 mod limiter;
 mod many;
+mod mapped;
 mod module;
 mod outgoing;
 mod output;
@@ -35,15 +39,19 @@ mod wasi;
 
 pub use actor::{Actor, Spec, Stats};
 pub use batch::{COMMAND, Job, Printed};
+pub use compile::{ARGUMENT as COMPILE_ARGUMENT, Compiler, child as compile_child};
 pub use config::{Config, machine_memory_bytes};
 pub use granted::BusAddresses;
+pub use mapped::Source;
 pub use module::Module;
 #[cfg(test)]
 pub(crate) use tests::from_wit;
 
 use crate::metrics::Count;
+use actor::HANDLER;
 use cache::Cache;
 use config::{Kind, Size, TICK_IDLE_MS, TICK_MS};
+use idle::Idle;
 use lane::Lanes;
 use later::Later;
 use limiter::Budget;
@@ -56,12 +64,15 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use wasmtime::component::{Component, Linker};
 
 /// The version in the lock file, which a test compares; the crate does not tell it.
 const WASMTIME_VERSION: &str = "48.0.8";
+
+/// How often instances are looked at that wait for a request.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a component can not be run here.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +89,8 @@ pub enum Error {
     TooLarge { digest: Digest, bytes: u64 },
     #[error("artifact {digest} is not a component: {reason}")]
     NotComponent { digest: Digest, reason: String },
+    #[error("artifact {digest} can not be compiled: {reason}")]
+    Compile { digest: Digest, reason: String },
     #[error("actor {actor} imports what nothing here can serve: {unserved}")]
     Imports { actor: String, unserved: String },
     #[error("actor {actor} is granted what this host can not give: {reason}")]
@@ -104,19 +117,24 @@ struct Inner {
     /// For components of WASI 0.3: made when the first one comes.
     later: OnceLock<Result<Later, String>>,
     cache_dir: PathBuf,
+    compiler: Option<Compiler>,
     size: Size,
     /// What is loaded, and the right to load it, by digest.
     modules: Mutex<HashMap<Digest, Arc<Loading>>>,
+    mapped: mapped::Table,
     /// Compiling takes seconds of CPU: one component at a time.
     compiling: Arc<tokio::sync::Mutex<()>>,
     /// Instances that may be alive.
     slots: Arc<Semaphore>,
     budget: Arc<Budget>,
     lanes: Lanes,
+    idle: Arc<Idle>,
     policy: Arc<Policy>,
     bus: BusAddresses,
     /// Instances that run now.
     running: Arc<AtomicU32>,
+    /// Numbers prepared actors.
+    actors: AtomicU64,
     /// Numbers instances, for their logs.
     instances: Arc<AtomicU64>,
     /// Components made ready: compiled, and taken from the cache.
@@ -133,8 +151,11 @@ impl Engine {
             .map_err(|source| Error::Cache { dir: config.cache_dir.display().to_string(), source })?;
         let wasi = link_wasi(&engine).map_err(|e| Error::Start(format!("{e:#}")))?;
         let running = Arc::<AtomicU32>::default();
-        tick(&engine, running.clone()).map_err(|e| Error::Start(e.to_string()))?;
+        let idle = Arc::new(Idle::new(usize::try_from(size.instances / 2).unwrap_or(usize::MAX)));
+        tick(&engine, running.clone(), Some(Arc::downgrade(&idle))).map_err(|e| Error::Start(e.to_string()))?;
         let lanes = Lanes::start().map_err(|e| Error::Start(e.to_string()))?;
+        let Size { instances, memory_bytes, mapped } = size;
+        tracing::info!(instances, memory_bytes, mapped, "what this machine can carry at once");
         let permits = usize::try_from(size.instances).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -143,15 +164,19 @@ impl Engine {
                 cache: Arc::new(cache),
                 later: OnceLock::new(),
                 cache_dir: config.cache_dir,
+                compiler: config.compiler,
                 size,
                 modules: Mutex::default(),
+                mapped: mapped::Table::new(size.mapped),
                 compiling: Arc::default(),
                 slots: Arc::new(Semaphore::new(permits)),
                 budget: Budget::new(size.memory_bytes),
                 lanes,
+                idle,
                 policy: config.policy,
                 bus: config.bus,
                 running,
+                actors: AtomicU64::new(0),
                 instances: Arc::default(),
                 loads: Default::default(),
             }),
@@ -203,7 +228,7 @@ impl Engine {
         let (inner, digest) = (self.inner.clone(), digest.clone());
         // The right to load goes along: it is held even if the caller gives up.
         let task = tokio::task::spawn_blocking(move || {
-            let component = match inner.cache.load(&inner.engine, &digest) {
+            let component = match inner.cached(&digest) {
                 Some(component) => {
                     inner.loads[1].add(1);
                     component
@@ -238,6 +263,14 @@ impl Engine {
 }
 
 impl Inner {
+    /// A component compiled before, for whichever engine.
+    fn cached(&self, digest: &Digest) -> Option<Component> {
+        self.cache.load(&self.engine, digest).or_else(|| {
+            let later = self.later.get()?.as_ref().ok()?;
+            later.cache.load(&later.engine, digest)
+        })
+    }
+
     /// What components of WASI 0.3 run on.
     fn later(&self) -> Result<&Later, Error> {
         let start = || Later::start(self.size, &self.cache_dir, self.running.clone()).map_err(|e| e.to_string());
@@ -278,15 +311,25 @@ fn link_wasi(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<State>> {
     Ok(linker)
 }
 
-/// Moves the epoch on, so that a guest that computes gives way to others. Ends with the engine.
-fn tick(engine: &wasmtime::Engine, running: Arc<AtomicU32>) -> io::Result<()> {
+/// Moves the epoch on, so that a guest that computes gives way to others. Ends with the engine. One of them also counts
+/// the ticks and looks after the instances that wait.
+fn tick(engine: &wasmtime::Engine, running: Arc<AtomicU32>, waiting: Option<Weak<Idle>>) -> io::Result<()> {
     let engine = engine.weak();
+    let mut swept = Instant::now();
     std::thread::Builder::new()
         .name("epoch".into())
         .spawn(move || {
             while let Some(engine) = engine.upgrade() {
                 engine.increment_epoch();
                 drop(engine);
+                if let Some(waiting) = &waiting {
+                    lane::TICKS.fetch_add(1, Ordering::Relaxed);
+                    if swept.elapsed() > SWEEP_EVERY {
+                        swept = Instant::now();
+                        let Some(waiting) = waiting.upgrade() else { return };
+                        waiting.sweep(swept);
+                    }
+                }
                 let idle = running.load(Ordering::Relaxed) == 0;
                 std::thread::sleep(Duration::from_millis(if idle { TICK_IDLE_MS } else { TICK_MS }));
             }
@@ -304,7 +347,7 @@ fn compile(inner: &Inner, digest: &Digest, bytes: impl FnOnce() -> io::Result<Ve
     if found != *digest {
         return Err(Error::Damaged { digest: digest.clone(), found });
     }
-    let (engine, cache) = match is_later(&bytes) {
+    let on = match is_later(&bytes) {
         true => {
             let later = inner.later()?;
             if let Some(component) = later.cache.load(&later.engine, digest) {
@@ -314,11 +357,47 @@ fn compile(inner: &Inner, digest: &Digest, bytes: impl FnOnce() -> io::Result<Ve
         }
         false => (&inner.engine, &inner.cache),
     };
-    let began = std::time::Instant::now();
-    let component = Component::from_binary(engine, &bytes)
-        .map_err(|e| Error::NotComponent { digest: digest.clone(), reason: not_component(&bytes, &e) })?;
+    let began = Instant::now();
+    let by_child = compile_apart(inner.compiler.as_ref(), on, digest, &bytes)?;
+    let apart = by_child.is_some();
+    let component = match by_child {
+        Some(component) => component,
+        None => compile_here(on, digest, &bytes)?,
+    };
     let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(%digest, bytes = len, ms, "compiled");
+    tracing::info!(%digest, bytes = len, ms, apart, "compiled");
+    Ok(component)
+}
+
+/// Whom code is made for, and where it is kept.
+type On<'a> = (&'a wasmtime::Engine, &'a Arc<Cache>);
+
+/// By a child process, through the cache; `None` when that can not be done here.
+fn compile_apart(
+    compiler: Option<&Compiler>,
+    (engine, cache): On<'_>,
+    digest: &Digest,
+    bytes: &[u8],
+) -> Result<Option<Component>, Error> {
+    let Some(compiler) = compiler else { return Ok(None) };
+    let code = match compiler.compile(digest, bytes, cache.setup()) {
+        Ok(code) => code,
+        Err(compile::Failed::Refused(error)) => return Err(error),
+        Err(compile::Failed::NoChild(error)) => {
+            tracing::warn!(%digest, %error, "no process can be started to compile: this one does it");
+            return Ok(None);
+        }
+    };
+    if let Err(error) = cache.store(digest, &code) {
+        tracing::warn!(%digest, %error, "compiled code can not be kept; this process compiles again");
+        return Ok(None);
+    }
+    Ok(cache.load(engine, digest))
+}
+
+fn compile_here((engine, cache): On<'_>, digest: &Digest, bytes: &[u8]) -> Result<Component, Error> {
+    let component = Component::from_binary(engine, bytes)
+        .map_err(|e| Error::NotComponent { digest: digest.clone(), reason: not_component(bytes, &format!("{e:#}")) })?;
     let kept = component.serialize().map_err(io::Error::other).and_then(|code| cache.store(digest, &code));
     if let Err(error) = kept {
         tracing::warn!(%digest, %error, "compiled code can not be kept; the next start compiles again");
@@ -327,12 +406,12 @@ fn compile(inner: &Inner, digest: &Digest, bytes: impl FnOnce() -> io::Result<Ve
 }
 
 /// What the bytes are instead, if that can be told.
-fn not_component(bytes: &[u8], error: &wasmtime::Error) -> String {
+fn not_component(bytes: &[u8], error: &str) -> String {
     match bytes {
         [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => {
             "it is a core module; make a component of it with `wasm-tools component new`".to_owned()
         }
-        [b'\0', b'a', b's', b'm', ..] => format!("{error:#}"),
+        [b'\0', b'a', b's', b'm', ..] => error.to_owned(),
         _ => "it is no WebAssembly at all".to_owned(),
     }
 }

@@ -70,7 +70,7 @@ impl Rate {
     }
 }
 
-/// Where one instance's lines go: counted, and cut off past a bound.
+/// Where one instance's lines go: those of an invocation are counted, and cut off past a bound.
 pub(super) struct Log {
     env: Arc<Env>,
     instance: u64,
@@ -96,6 +96,11 @@ impl Log {
 
     /// Another invocation in the same instance: each may print as much.
     pub(super) fn again(&self) {
+        self.lines.store(0, Ordering::Relaxed);
+    }
+
+    /// Another invocation has begun.
+    pub(super) fn begin(&self) {
         self.lines.store(0, Ordering::Relaxed);
     }
 

@@ -3,6 +3,7 @@
 use super::batch::Batch;
 use super::granted::Granted;
 use super::guard::Seeded;
+use super::idle::Idle;
 use super::lane::Spent;
 use super::limiter::{Budget, Limiter};
 use super::output::{Log, Rate};
@@ -12,16 +13,23 @@ use crate::capability::{Imports, LogSink};
 use crate::origin::Origin;
 use proto::app::{Limits, Random};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::sync::Semaphore;
 use wasmtime::Result;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::body::{HostIncomingBody, HostOutgoingBody};
+use wasmtime_wasi_http::p2::types::{
+    HostFutureIncomingResponse, HostIncomingRequest, HostIncomingResponse, HostOutgoingRequest, HostOutgoingResponse,
+    HostResponseOutparam,
+};
 use wasmtime_wasi_http::{ForbiddenHeaderFilter, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 /// Handles that one instance may hold: open files, streams, headers, buckets.
 const RESOURCES_MAX: usize = 10_000;
+/// Handles that one instance may keep from one request to the next: its output, its folders.
+const KEPT_HANDLES_MAX: usize = 64;
 /// Header bytes of one message, as `wasi:http` counts them.
 pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024;
 
@@ -40,6 +48,7 @@ pub(super) struct Env {
     pub(super) imports: Arc<dyn Imports>,
     pub(super) logs: Arc<dyn LogSink>,
     pub(super) budget: Arc<Budget>,
+    pub(super) idle: Weak<Idle>,
     pub(super) forbidden: ForbiddenHeaderFilter,
     pub(super) http: WasiHttpCtx,
 }
@@ -93,6 +102,32 @@ impl State {
         self.spent.forget();
         self.log().again();
     }
+
+    /// For another request to the same instance: times and counts begin anew, what the guest has it keeps.
+    pub(super) fn renew(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+        self.spent = Arc::default();
+        self.log().begin();
+    }
+
+    /// Whether nothing of the request that was answered is left: no message half read or half written, no other request
+    /// under way, no limit that was hit. Only then may the instance have another.
+    pub(super) fn is_done(&mut self) -> bool {
+        let mut handles = 0;
+        let is_left = self.table.iter_mut().any(|handle| {
+            handles += 1;
+            handle.is::<HostIncomingRequest>()
+                || handle.is::<HostIncomingBody>()
+                || handle.is::<HostOutgoingResponse>()
+                || handle.is::<HostResponseOutparam>()
+                || handle.is::<HostOutgoingBody>()
+                || handle.is::<HostOutgoingRequest>()
+                || handle.is::<HostFutureIncomingResponse>()
+                || handle.is::<HostIncomingResponse>()
+        });
+        !is_left && handles <= KEPT_HANDLES_MAX && self.limiter.refused.is_none()
+    }
+
     pub(super) fn env(&self) -> &Arc<Env> {
         &self.hooks.env
     }

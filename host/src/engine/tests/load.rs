@@ -144,3 +144,32 @@ fn the_version_told_is_the_one_in_the_lock_file() {
     let version = lock.split("name = \"wasmtime\"\nversion = \"").nth(1).unwrap().split('"').next().unwrap();
     assert_eq!(Engine::version(), format!("wasmtime {version}"));
 }
+
+/// Hello with a section of its own, so that its digest is new.
+fn distinct(number: u8) -> Vec<u8> {
+    let mut bytes = hello();
+    // A custom section: id 0, its size, its name's size, the name, anything.
+    bytes.extend([0, 3, 1, b'n', number]);
+    bytes
+}
+
+#[tokio::test]
+async fn what_nobody_calls_is_unmapped_and_answers_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::new(Config { memory_bytes: 16 << 20, ..config(&dir) }).unwrap();
+    let world = World { engine, dir, lines: Arc::default() };
+    let slow = world.actor(hostile(), world.spec()).await;
+    let under_way = tokio::spawn(async move { text(slow.http(get("/sleep?ms=3000"), None).await).await });
+    let mut actors = Vec::new();
+    for number in 0..20 {
+        actors.push(world.actor(distinct(number), world.spec()).await);
+    }
+    let bound = world.engine.inner.mapped.len();
+    assert!(bound <= 16, "{bound} are mapped");
+    // Each comes back from the cache of compiled code: nobody has its bytes any more.
+    for actor in actors.iter().chain(&actors) {
+        assert_eq!(text(actor.http(get("/"), None).await).await, "Hello from lattice!\n");
+        assert!(world.engine.inner.mapped.len() <= 16);
+    }
+    under_way.await.unwrap();
+}

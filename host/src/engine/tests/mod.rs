@@ -9,6 +9,7 @@ mod hostile;
 mod later;
 mod limits;
 mod load;
+mod reuse;
 
 use super::{Actor, Config, Engine, Spec};
 use crate::call::{Body, CallError, Serve};
@@ -46,6 +47,7 @@ impl World {
             limits: Default::default(),
             imports: Arc::new(Links::default()),
             logs: self.lines.clone(),
+            source: Arc::new(|| Err(std::io::ErrorKind::NotFound.into())),
         }
     }
     pub(super) async fn actor(&self, bytes: Vec<u8>, spec: Spec) -> Arc<Actor> {
@@ -61,6 +63,7 @@ pub(super) fn config(dir: &tempfile::TempDir) -> Config {
         instances_max: 64,
         policy: Arc::default(),
         bus: bus_at(&[]),
+        compiler: None,
     }
 }
 

@@ -1,0 +1,188 @@
+//! Machine code of components, made by a child process: this program, started again with a hidden verb. The child has a
+//! low priority, on all processors, and bounds on memory and time of its own: a component that is hard to compile costs
+//! who runs here nothing but idle processors, and one that breaks the compiler breaks the child. What it gives goes into
+//! this host's cache, which signs it, and is loaded from there like any other.
+//!
+//! Where no child can be started (tests, a machine that allows none), the same is done in this process.
+
+use super::{Error, cache, config, not_component};
+use proto::app::Digest;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// The first argument that makes this program the child.
+pub const ARGUMENT: &str = "compile-component";
+
+/// Processor time of one compilation, and time on the wall: a busy machine makes it wait.
+const CPU_S_MAX: u64 = 300;
+const WALL_MAX: Duration = Duration::from_secs(1_800);
+/// Address space of the child: half of the machine's memory, within these.
+const SPACE_BYTES: std::ops::RangeInclusive<u64> = (1 << 30)..=(4 << 30);
+const CODE_BYTES_MAX: u64 = 1 << 30;
+/// The first byte of what the child says.
+const CODE: u8 = b'C';
+const REFUSED: u8 = b'R';
+
+/// How the child is started.
+#[derive(Debug, Clone)]
+pub struct Compiler {
+    program: PathBuf,
+}
+
+impl Compiler {
+    /// This very program, even if its file was replaced meanwhile. It must call `child` when it is told to.
+    pub fn itself() -> Option<Self> {
+        let own = Path::new("/proc/self/exe");
+        let program = if own.exists() { Some(own.to_owned()) } else { std::env::current_exe().ok() };
+        program.map(|program| Self { program })
+    }
+
+    /// Another program that calls `child`.
+    pub fn at(program: PathBuf) -> Self {
+        Self { program }
+    }
+
+    /// Compiled code for an engine of this setup. Blocks.
+    pub(super) fn compile(&self, digest: &Digest, bytes: &[u8], setup: &str) -> Result<Vec<u8>, Failed> {
+        let space = space_bytes(config::machine_memory_bytes());
+        let mut command = Command::new(&self.program);
+        command.arg(ARGUMENT).arg(setup).arg(space.to_string());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).env_clear();
+        let mut child = command.spawn().map_err(Failed::NoChild)?;
+        // It reads everything before it writes anything; one that died is told by how it ended.
+        if let Some(mut to) = child.stdin.take() {
+            let _ = to.write_all(bytes);
+        }
+        let mut said = Vec::new();
+        let read = child.stdout.take().map(|from| from.take(CODE_BYTES_MAX + 2).read_to_end(&mut said));
+        let ended = child.wait().map_err(Failed::NoChild)?;
+        let is_whole = matches!(read, Some(Ok(_))) && said.len() as u64 <= CODE_BYTES_MAX;
+        match (said.first().copied(), ended.success()) {
+            (Some(CODE), true) if is_whole => Ok(said.split_off(1)),
+            (Some(REFUSED), true) => {
+                let reason = not_component(bytes, &String::from_utf8_lossy(&said[1..]));
+                Err(Failed::Refused(Error::NotComponent { digest: digest.clone(), reason }))
+            }
+            (None, true) => Err(Failed::NoChild(io::Error::other("it is of another version"))),
+            _ => Err(Failed::Refused(Error::Compile { digest: digest.clone(), reason: why(ended, space) })),
+        }
+    }
+}
+
+/// Why there is no code.
+pub(super) enum Failed {
+    /// The component's fault.
+    Refused(Error),
+    /// There was no child that could: this process may try.
+    NoChild(io::Error),
+}
+
+fn why(ended: ExitStatus, space: u64) -> String {
+    const ABORTED: i32 = libc::SIGABRT;
+    const TOO_LONG: i32 = libc::SIGXCPU;
+    const KILLED: i32 = libc::SIGKILL;
+    match (ended.signal(), ended.code()) {
+        (Some(ABORTED), _) => format!("it takes more than {} MiB of memory; make it smaller", space >> 20),
+        (Some(TOO_LONG | KILLED), _) => {
+            format!(
+                "it takes more than {CPU_S_MAX} s of processor time, or this machine ran out of memory; make it smaller"
+            )
+        }
+        (None, Some(code)) if code == i32::from(LATE) => {
+            format!(
+                "it was not done after {} minutes; try again when the machine is less busy",
+                WALL_MAX.as_secs() / 60
+            )
+        }
+        _ => format!("the compiler broke ({ended})"),
+    }
+}
+
+fn space_bytes(machine: Option<u64>) -> u64 {
+    (machine.unwrap_or(u64::MAX) / 2).clamp(*SPACE_BYTES.start(), *SPACE_BYTES.end())
+}
+
+/// The child's exit code when it took too long.
+const LATE: u8 = 124;
+
+/// The child: a component on standard input, its code on standard output. `args` are those behind `ARGUMENT`. Says
+/// nothing when its engine is not the one that was meant.
+pub fn child(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    let mut text = || args.next().and_then(|arg| arg.into_string().ok());
+    let (Some(setup), Some(space)) = (text(), text().and_then(|space| space.parse().ok())) else {
+        return ExitCode::from(2);
+    };
+    match within_bounds(space).and_then(|()| answer(&setup)) {
+        Ok(said) if io::stdout().write_all(&said).is_ok() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn answer(setup: &str) -> io::Result<Vec<u8>> {
+    let Some(engine) = engine_of(setup)? else { return Ok(Vec::new()) };
+    let mut bytes = Vec::new();
+    io::stdin().read_to_end(&mut bytes)?;
+    let mut said = vec![CODE];
+    match engine.precompile_component(&bytes) {
+        Ok(code) => said.extend_from_slice(&code),
+        Err(error) => {
+            said[0] = REFUSED;
+            said.extend_from_slice(format!("{error:#}").as_bytes());
+        }
+    }
+    Ok(said)
+}
+
+/// The engine of this build that has this setup.
+fn engine_of(setup: &str) -> io::Result<Option<wasmtime::Engine>> {
+    for kind in [config::Kind::Plain, config::Kind::Later] {
+        let mut config = config::wasmtime_config(None, kind);
+        config.parallel_compilation(true);
+        let engine = wasmtime::Engine::new(&config).map_err(io::Error::other)?;
+        if cache::setup(&engine) == setup {
+            return Ok(Some(engine));
+        }
+    }
+    Ok(None)
+}
+
+/// Before any thread is started, so that it holds for all of them.
+fn within_bounds(space: u64) -> io::Result<()> {
+    let _ = rustix::process::nice(19);
+    for (resource, most) in [(Resource::As, space), (Resource::Cpu, CPU_S_MAX), (Resource::Core, 0)] {
+        let Rlimit { maximum, .. } = getrlimit(resource);
+        let most = maximum.map_or(most, |maximum| maximum.min(most));
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+    }
+    std::thread::Builder::new().name("late".into()).spawn(|| {
+        std::thread::sleep(WALL_MAX);
+        std::process::exit(i32::from(LATE));
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_child_ended_is_told_by_what_to_do() {
+        let ended = ExitStatus::from_raw;
+        assert_eq!(why(ended(libc::SIGABRT), 1 << 30), "it takes more than 1024 MiB of memory; make it smaller");
+        assert!(why(ended(libc::SIGXCPU), 1).starts_with("it takes more than 300 s of processor time"));
+        assert!(why(ended(i32::from(LATE) << 8), 1).starts_with("it was not done after 30 minutes"));
+        assert!(why(ended(libc::SIGSEGV), 1).starts_with("the compiler broke (signal: 11"));
+    }
+
+    #[test]
+    fn the_child_has_half_of_the_machine_within_reason() {
+        assert_eq!(space_bytes(Some(64 << 20)), 1 << 30);
+        assert_eq!(space_bytes(Some(6 << 30)), 3 << 30);
+        assert_eq!(space_bytes(None), 4 << 30);
+    }
+}

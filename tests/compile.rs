@@ -1,0 +1,96 @@
+//! Compiling in a child process: the real program, started by an engine as a host starts it. A script in between notes
+//! each start, and makes the child's life hard.
+
+#![cfg(feature = "host")]
+#![allow(clippy::unwrap_used, reason = "a test that meets what it did not expect shall end")]
+
+use host::engine::{Compiler, Config, Engine, Error};
+use proto::app::Digest;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_lattice");
+
+/// An engine whose child is started by a script of these lines, after one that notes the start.
+fn engine(dir: &Path, name: &str, lines: &str) -> Engine {
+    let script = dir.join(format!("{name}.sh"));
+    fs::write(&script, format!("#!/bin/sh\necho started >> {}/{name}.log\n{lines}\n", dir.display())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    engine_with(dir, name, script.as_path())
+}
+
+fn engine_with(dir: &Path, name: &str, program: &Path) -> Engine {
+    let none: Arc<[std::net::SocketAddr]> = Arc::from([]);
+    let config = Config {
+        cache_dir: dir.join(name),
+        memory_bytes: 1 << 30,
+        instances_max: 16,
+        policy: Arc::default(),
+        bus: tokio::sync::watch::channel(none).1,
+        compiler: Some(Compiler::at(program.to_owned())),
+    };
+    Engine::new(config).unwrap()
+}
+
+fn starts(dir: &Path, name: &str) -> usize {
+    fs::read_to_string(dir.join(format!("{name}.log"))).map_or(0, |log| log.lines().count())
+}
+
+fn hello() -> Vec<u8> {
+    fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/hello/hello.wasm")).unwrap()
+}
+
+async fn load(engine: &Engine, bytes: Vec<u8>) -> Result<(), Error> {
+    engine.load(&Digest::of(&bytes), move || Ok(bytes)).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_is_compiled_once_by_a_child_and_comes_from_the_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path(), "child", &format!("exec {BINARY} \"$@\""));
+    let (one, two) = tokio::join!(load(&engine, hello()), load(&engine, hello()));
+    one.unwrap();
+    two.unwrap();
+    assert_eq!(starts(dir.path(), "child"), 1);
+    // What the child made is this host's: another start neither compiles nor asks for the bytes.
+    let lost = || Err(io::Error::other("nobody has it"));
+    engine_with(dir.path(), "child", Path::new("/nowhere")).load(&Digest::of(&hello()), lost).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_child_that_is_refused_memory_or_breaks_is_told_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, lines, said) in [
+        ("small", format!("exec {BINARY} \"$1\" \"$2\" 60000000"), "can not be compiled: "),
+        ("aborts", "kill -ABRT $$".to_owned(), "MiB of memory; make it smaller"),
+        ("late", "exit 124".to_owned(), "it was not done after 30 minutes"),
+        ("broken", "echo C; kill -SEGV $$".to_owned(), "the compiler broke"),
+    ] {
+        let engine = engine(dir.path(), name, &lines);
+        let error = load(&engine, hello()).await.unwrap_err();
+        assert!(matches!(error, Error::Compile { .. }), "{name}: {error}");
+        assert!(error.to_string().contains(said), "{name}: {error}");
+        // It may be tried again, and is.
+        assert!(load(&engine, hello()).await.is_err());
+        assert_eq!(starts(dir.path(), name), 2);
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_component_and_a_child_that_can_not_be_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path(), "child", &format!("exec {BINARY} \"$@\""));
+    let error = load(&engine, b"\0asm\x01\0\0\0".to_vec()).await.unwrap_err();
+    assert!(error.to_string().contains("it is a core module"), "{error}");
+    let error = load(&engine, b"hello".to_vec()).await.unwrap_err();
+    assert!(error.to_string().contains("it is no WebAssembly at all"), "{error}");
+    assert_eq!(starts(dir.path(), "child"), 2);
+    // No such program, and one of another version, which says nothing: this process compiles.
+    load(&engine_with(dir.path(), "none", Path::new("/nowhere")), hello()).await.unwrap();
+    let other = self::engine(dir.path(), "other", &format!("exec {BINARY} \"$1\" 0123456789abcdef \"$3\""));
+    load(&other, hello()).await.unwrap();
+    assert_eq!(starts(dir.path(), "other"), 1);
+}
