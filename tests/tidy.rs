@@ -13,6 +13,7 @@ const PURE: &[&str] = &[
     "proto/src",
     "scheduler/src/state",
     "scheduler/src/plan",
+    "scheduler/src/watched",
     "scheduler/src/raft/node",
     "scheduler/src/raft/members",
     "scheduler/src/raft/timeout",

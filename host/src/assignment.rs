@@ -1,6 +1,7 @@
 //! Compares what this host was assigned with what it runs. Pure: decides, never does.
 
 use proto::app::{App, Name};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,7 +54,8 @@ pub fn accept(stored: Option<&pb::Assignment>, new: &pb::Assignment, lattice: &s
     }
     let Some(stored) = stored else { return Verdict::Accept };
     let (have, got) = ((stored.term, stored.generation), (new.term, new.generation));
-    if got.0 < have.0 || got.1 < have.1 {
+    let older = got.0 < have.0 || got.1 < have.1 && !(built_in(Fault::NewerTermTrusted) && got.0 > have.0);
+    if older && !built_in(Fault::OlderAssignmentTaken) {
         return Verdict::Refuse(format!(
             "term {}, generation {} is older than term {}, generation {} that this host has stored; if the schedulers \
              lost their data, remove `assignment` in the host's data folder and start it again",
@@ -97,12 +99,16 @@ pub fn wanted(assignment: &pb::Assignment) -> Result<BTreeMap<Key, Wanted>, Stri
 /// What has to happen, in key order. `busy` says which revision of a component is being brought up already, or failed
 /// and is not due again.
 pub fn actions(wanted: &BTreeMap<Key, Wanted>, have: &BTreeMap<Key, Have>, busy: &BTreeMap<Key, u64>) -> Vec<Action> {
-    let mut actions: Vec<Action> =
-        have.keys().filter(|k| !wanted.contains_key(*k)).cloned().map(Action::Stop).collect();
+    let mut actions: Vec<Action> = have
+        .keys()
+        .filter(|k| !wanted.contains_key(*k) && !built_in(Fault::StraysKept))
+        .cloned()
+        .map(Action::Stop)
+        .collect();
     for (key, want) in wanted {
         match have.get(key) {
             Some(h) if h.revision == want.revision => {
-                if h.replicas != want.replicas {
+                if h.replicas != want.replicas && !built_in(Fault::ScaleForgotten) {
                     actions.push(Action::Scale(key.clone(), want.replicas));
                 }
             }

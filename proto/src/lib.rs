@@ -10,6 +10,7 @@ pub mod app;
 pub mod backup;
 pub mod check;
 pub mod component;
+pub mod fault;
 pub mod manifest;
 pub mod needs;
 pub mod policy;

@@ -18,6 +18,8 @@ mod run;
 pub mod state;
 pub mod status;
 mod telemetry;
+pub mod watched;
 
+pub use replica::Replica;
 pub use run::{Config, Error, Scheduler};
 pub use telemetry::Health;

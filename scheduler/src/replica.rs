@@ -4,6 +4,7 @@ use crate::events::unix_ms;
 use crate::raft;
 use crate::state::{self, State, Touched, VERSION};
 use prost::Message;
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -71,6 +72,7 @@ impl Replica {
         if index < ring.compacted {
             return None;
         }
+        let index = index + u64::from(built_in(Fault::WatchMissesOne));
         Some(ring.touched.iter().rev().take_while(|(i, _)| *i > index).map(|(_, t)| t.clone()).collect())
     }
     /// The oldest index that a watch can resume behind.
@@ -82,8 +84,9 @@ impl Replica {
 impl raft::StateMachine for Replica {
     fn apply(&mut self, index: u64, data: &[u8]) -> Vec<u8> {
         let mut touched = BTreeSet::new();
-        let outcomes =
-            self.state.write().unwrap_or_else(PoisonError::into_inner).apply_bytes(index, data, &mut touched);
+        // Who reads the state sees what was touched to make it, never less: a watch would miss it.
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let outcomes = state.apply_bytes(index, data, &mut touched);
         {
             let mut ring = self.feed.ring.lock().unwrap_or_else(PoisonError::into_inner);
             ring.touched.extend(touched.into_iter().map(|t| (index, t)));
@@ -93,6 +96,7 @@ impl raft::StateMachine for Replica {
                 }
             }
         }
+        drop(state);
         self.feed.applied.send_replace(index);
         outcomes
     }
@@ -116,10 +120,14 @@ impl raft::StateMachine for Replica {
             State::from_bytes(snapshot).map_err(|e| e.to_string())?
         };
         state.applied = index;
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        let mut shared = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        *shared = state;
         let mut ring = self.feed.ring.lock().unwrap_or_else(PoisonError::into_inner);
         ring.touched.clear();
-        ring.compacted = index;
+        if !built_in(Fault::WatchAcrossSnapshot) {
+            ring.compacted = index;
+        }
+        drop((ring, shared));
         self.feed.applied.send_replace(index);
         Ok(())
     }

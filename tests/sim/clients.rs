@@ -1,9 +1,11 @@
-//! People and pipelines: they apply, scale, delete, roll back, cordon and drain, each time under a request id, and
-//! repeat a request until it is answered.
+//! People and pipelines: they apply, scale, delete, roll back, cordon, drain and read, each time under a request id, and
+//! repeat a request until it is answered. What they saw is put before the checker of `linear` in the end.
 
-use crate::ctx::{Ctx, Mutation, Node, Packet, Timer, host_id};
+use crate::ctx::{Ask, Ctx, Node, Packet, Timer, host_id};
 use crate::history::{History, request_id};
+use crate::linear::{self, Op, Register, Saw, Write};
 use proto::app::{Actor, App, Builtin, Component, IngressRoute, Kind, Name, Provider, Scaler, Spread};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use proto::v1::command::What;
 use scheduler::state::State;
@@ -12,6 +14,28 @@ use std::collections::BTreeMap;
 const APPS: [&str; 4] = ["shop", "mail", "chat", "blog"];
 const COMPONENTS: [&str; 4] = ["api", "worker", "probe", "store"];
 
+/// What a scheduler answers.
+#[derive(Debug, Clone)]
+pub(crate) enum Told {
+    Outcome(pb::Outcome),
+    /// The app as it is, linearizably.
+    App(Register),
+    Done,
+    /// Refused, for good.
+    Refused(String),
+    /// Nothing is known: ask again, or somebody else.
+    Again,
+}
+
+/// What somebody wants.
+#[derive(Debug, Clone)]
+pub(crate) enum Wish {
+    Write(What),
+    Read(Name),
+    Remove(u64),
+    Transfer,
+}
+
 #[derive(Default)]
 pub(crate) struct Clients {
     intents: Vec<Intent>,
@@ -19,9 +43,11 @@ pub(crate) struct Clients {
 }
 
 struct Intent {
-    what: What,
+    wish: Wish,
     attempt: u32,
-    answer: Option<pb::Outcome>,
+    begun: u64,
+    ended: u64,
+    told: Option<Told>,
 }
 
 impl Clients {
@@ -30,10 +56,16 @@ impl Clients {
         self.open
     }
 
-    pub(crate) fn begin(&mut self, ctx: &mut Ctx, what: What) {
-        self.intents.push(Intent { what, attempt: 0, answer: None });
+    /// The answer to a request that was begun, when it is there.
+    pub(crate) fn told(&self, intent: usize) -> Option<&Told> {
+        self.intents[intent].told.as_ref()
+    }
+
+    pub(crate) fn begin(&mut self, ctx: &mut Ctx, wish: Wish) -> usize {
+        self.intents.push(Intent { wish, attempt: 0, begun: ctx.mark(), ended: u64::MAX, told: None });
         self.open += 1;
         self.attempt(ctx, self.intents.len() - 1);
+        self.intents.len() - 1
     }
 
     fn attempt(&mut self, ctx: &mut Ctx, number: usize) {
@@ -41,88 +73,157 @@ impl Clients {
         intent.attempt += 1;
         let attempt = intent.attempt;
         let mut request_id = request_id(number);
-        if ctx.mutation == Some(Mutation::NewIdOnRetry) && attempt > 1 {
+        if attempt > 1 && built_in(Fault::NewIdOnRetry) {
             request_id = format!("{request_id}x{attempt}");
         }
-        let command = pb::Command { request_id, what: Some(intent.what.clone()) };
-        let member = ctx.dice.index(ctx.params.members);
-        ctx.send(Node::Client, Node::Member(member), Packet::Request { intent: number, command });
+        let what = match intent.wish.clone() {
+            Wish::Write(what) => Ask::Write(pb::Command { request_id, what: Some(what) }),
+            Wish::Read(app) => Ask::Read(app),
+            Wish::Remove(id) => Ask::Remove(id),
+            Wish::Transfer => Ask::Transfer,
+        };
+        let member = ctx.dice.index(ctx.seats);
+        if !ctx.up[member] {
+            // Nobody listens there, which shows at once.
+            return ctx.wake(Node::Client, 0, 100, Timer::Retry { intent: number, attempt });
+        }
+        ctx.send(Node::Client, Node::Member(member), Packet::Ask { intent: number, via: None, what });
         let patience = ctx.dice.between(300, 3_000);
         ctx.wake(Node::Client, 0, patience, Timer::Retry { intent: number, attempt });
     }
 
-    pub(crate) fn timer(&mut self, ctx: &mut Ctx, history: &History, timer: Timer) {
-        match timer {
-            Timer::Retry { intent, attempt } => {
-                let at = &self.intents[intent];
-                if at.answer.is_none() && at.attempt == attempt {
-                    self.attempt(ctx, intent);
-                }
-            }
-            Timer::NextRequest => {
-                if ctx.faults {
-                    let wait = 1 + ctx.dice.below(2 * ctx.params.request_every_ms);
-                    ctx.wake(Node::Client, 0, wait, Timer::NextRequest);
-                    if let Some(what) = draw(ctx, &history.state) {
-                        self.begin(ctx, what);
-                    }
-                }
-            }
-            other => ctx.fail(format!("a client was woken by {other:?}")),
+    pub(crate) fn retry(&mut self, ctx: &mut Ctx, intent: usize, attempt: u32) {
+        let at = &self.intents[intent];
+        if at.told.is_none() && at.attempt == attempt {
+            self.attempt(ctx, intent);
         }
     }
 
-    pub(crate) fn packet(&mut self, ctx: &mut Ctx, history: &History, packet: Packet) {
-        let Packet::Response { intent, outcome } = packet else {
-            return ctx.fail(format!("a client was sent {packet:?}"));
-        };
+    pub(crate) fn next_request(&mut self, ctx: &mut Ctx, history: &History) {
+        if ctx.faults {
+            let wait = 1 + ctx.dice.below(2 * ctx.params.request_every_ms);
+            ctx.wake(Node::Client, 0, wait, Timer::NextRequest);
+            let wish = draw(ctx, &history.state);
+            self.begin(ctx, wish);
+        }
+    }
+
+    pub(crate) fn answer(&mut self, ctx: &mut Ctx, history: &History, intent: usize, told: Told) {
+        let now = ctx.mark();
         let at = &mut self.intents[intent];
-        if at.answer.is_some() {
+        if at.told.is_some() {
             return;
         }
-        // Without an outcome nothing is known: it asks somebody else, soon.
-        let Some(outcome) = outcome else {
-            let (wait, attempt) = (ctx.dice.between(50, 400), at.attempt);
-            return ctx.wake(Node::Client, 0, wait, Timer::Retry { intent, attempt });
-        };
-        if outcome.error.is_empty() {
-            let changed = outcome.change != "unchanged";
-            if changed && !history.took_effect(intent) {
-                ctx.fail(format!("request {intent} was acknowledged and never committed"));
+        match &told {
+            // It asks somebody else, soon.
+            Told::Again => {
+                let (wait, attempt) = (ctx.dice.between(50, 400), at.attempt);
+                return ctx.wake(Node::Client, 0, wait, Timer::Retry { intent, attempt });
             }
-            ctx.count("request acknowledged");
-        } else {
-            ctx.count("request refused");
-            if history.took_effect(intent) {
-                ctx.count("refused although a copy was applied");
+            Told::Outcome(outcome) if outcome.error.is_empty() => {
+                let changed = outcome.change != "unchanged";
+                if changed && !history.took_effect(intent) {
+                    ctx.fail(format!("request {intent} was acknowledged and never committed"));
+                }
+                ctx.count("request acknowledged");
+            }
+            Told::Outcome(_) => {
+                ctx.count("request refused");
+                if history.took_effect(intent) {
+                    ctx.count("refused although a copy was applied");
+                }
+            }
+            Told::App(_) => ctx.count("read answered"),
+            Told::Done => ctx.count("leadership or member changed on request"),
+            Told::Refused(why) => {
+                ctx.note(|| format!("refused: {why}"));
+                ctx.count("change of schedulers refused");
             }
         }
-        at.answer = Some(outcome);
+        (at.told, at.ended) = (Some(told), now + 1);
         self.open -= 1;
     }
 
-    /// What was acknowledged is what the log says, in the end.
-    pub(crate) fn check(&self, ctx: &mut Ctx, state: &State) {
+    /// What was acknowledged is what the log says, in the end, and what was seen could have happened in some order.
+    pub(crate) fn check(&self, ctx: &mut Ctx, history: &History) {
         for (number, intent) in self.intents.iter().enumerate() {
-            let Some(told) = intent.answer.as_ref().filter(|a| a.error.is_empty()) else { continue };
-            match state.answered(&request_id(number)) {
+            let Some(Told::Outcome(told)) = intent.told.as_ref() else { continue };
+            if !told.error.is_empty() {
+                continue;
+            }
+            match history.state.answered(&request_id(number)) {
                 Some(kept) if kept == told => {}
                 kept => ctx.fail(format!("request {number} was told {told:?}, the log has {kept:?}")),
+            }
+        }
+        self.check_order(ctx, history);
+    }
+
+    pub(crate) fn check_order(&self, ctx: &mut Ctx, history: &History) {
+        for app in APPS {
+            let mut ops: Vec<Op> = self.intents.iter().filter_map(|intent| intent.seen_of(app)).collect();
+            // One copy was refused before it was proposed, and another one that was under way took effect.
+            let both = |(number, intent): (usize, &Intent)| {
+                let refused = matches!(&intent.told, Some(Told::Outcome(o)) if !o.error.is_empty());
+                let unknown = || Intent { told: None, ended: u64::MAX, wish: intent.wish.clone(), ..*intent };
+                (refused && history.took_effect(number)).then(|| unknown().seen_of(app)).flatten()
+            };
+            ops.extend(self.intents.iter().enumerate().filter_map(both));
+            if let Err(part) = linear::check(ops) {
+                let told: Vec<String> =
+                    part.iter().take(12).map(|op| format!("{}..{} {:?}", op.begun, op.ended, op.saw)).collect();
+                ctx.fail(format!("no order explains what clients saw of {app}: {}", told.join("; ")));
             }
         }
     }
 }
 
+impl Intent {
+    fn seen_of(&self, name: &str) -> Option<Op> {
+        let (app, write, if_version) = match &self.wish {
+            Wish::Read(app) => (app.to_string(), Write::Apply, 0),
+            Wish::Write(What::ApplyApp(c)) => {
+                (App::from_json(&c.spec).ok()?.name.to_string(), Write::Apply, c.if_version)
+            }
+            Wish::Write(What::ScaleActor(c)) => (c.app.clone(), Write::Change, c.if_version),
+            Wish::Write(What::RollbackApp(c)) => (c.app.clone(), Write::Change, c.if_version),
+            Wish::Write(What::DeleteApp(c)) => (c.app.clone(), Write::Delete, c.if_version),
+            _ => return None,
+        };
+        if app != name {
+            return None;
+        }
+        let saw = match &self.told {
+            Some(Told::App(register)) => Saw::Read(*register),
+            Some(Told::Outcome(o)) if o.error.is_empty() && o.change == "unchanged" => {
+                Saw::Unchanged { version: o.version }
+            }
+            Some(Told::Outcome(o)) if o.error.is_empty() => Saw::Wrote { write, if_version, version: o.version },
+            Some(Told::Outcome(o)) if o.error.starts_with("there is no app") => Saw::Missing,
+            Some(Told::Outcome(o)) if o.error.contains("is being deleted") => Saw::Deleting,
+            Some(Told::Outcome(o)) if o.error.contains("get it again") => Saw::Moved { if_version },
+            // What else was wrong says nothing of the version.
+            Some(_) => return None,
+            None if matches!(self.wish, Wish::Read(_)) => return None,
+            None => Saw::Unknown { write },
+        };
+        Some(Op { begun: self.begun, ended: self.ended, saw })
+    }
+}
+
 /// What somebody wants next.
-fn draw(ctx: &mut Ctx, state: &State) -> Option<What> {
+fn draw(ctx: &mut Ctx, state: &State) -> Wish {
     let number = ctx.dice.index(ctx.params.apps);
     let app = APPS[number].to_owned();
+    if ctx.dice.percent(30) {
+        return Wish::Read(app.parse().expect("a name"));
+    }
     let if_version = match ctx.dice.below(10) {
         0 => state.apps.get(app.as_str()).map_or(0, |a| a.version),
         1 => 1 + ctx.dice.below(state.applied + 1),
         _ => 0,
     };
-    Some(match ctx.dice.below(100) {
+    Wish::Write(match ctx.dice.below(100) {
         0..40 => {
             let app = draw_app(ctx, number);
             What::ApplyApp(pb::ApplyApp { spec: app.to_json(), if_version })
@@ -213,10 +314,10 @@ fn draw_component(ctx: &mut Ctx, app: usize, name: &str) -> Component {
 }
 
 /// What an operator does about an app that can not start: the same without what is wrong; `None` when it is fine.
-pub(crate) fn repaired(app: &App) -> Option<What> {
+pub(crate) fn repaired(app: &App) -> Option<Wish> {
     let mut repaired = app.clone();
     for component in repaired.components.values_mut() {
         component.config.remove("start");
     }
-    (repaired != *app).then(|| What::ApplyApp(pb::ApplyApp { spec: repaired.to_json(), if_version: 0 }))
+    (repaired != *app).then(|| Wish::Write(What::ApplyApp(pb::ApplyApp { spec: repaired.to_json(), if_version: 0 })))
 }

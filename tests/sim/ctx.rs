@@ -1,15 +1,17 @@
 //! What a shell can do to the world around it: send, be woken later, count what happened, tell what is wrong. The
 //! network and the only clock live here.
 
+use crate::clients::Told;
 use crate::dice::Dice;
-use proto::app::HostId;
+use crate::params::{Params, SEATS_MAX};
+use proto::app::{HostId, Name};
 use proto::v1 as pb;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 pub(crate) const LATTICE: &str = "sim";
 /// Events told when a seed fails.
-const TRACE_LEN: usize = 60;
+const TRACE_LEN: usize = 80;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Node {
@@ -24,31 +26,72 @@ pub(crate) enum Node {
 pub(crate) enum Packet {
     Hello(pb::Hello),
     Beat(pb::Beat),
-    Assign { call: u64, member: usize, assignment: pb::Assignment },
-    Assigned { call: u64, assigned: pb::Assigned },
-    AskHello { call: u64, member: usize },
-    AskInventory { call: u64, member: usize },
-    AnswerHello { call: u64, hello: pb::Hello },
-    AnswerInventory { call: u64, beat: pb::Beat },
-    Raft { from: usize, bytes: Vec<u8> },
-    Request { intent: usize, command: pb::Command },
-    Response { intent: usize, outcome: Option<pb::Outcome> },
+    Assign {
+        call: u64,
+        member: usize,
+        assignment: pb::Assignment,
+    },
+    Assigned {
+        call: u64,
+        assigned: pb::Assigned,
+    },
+    AskHello {
+        call: u64,
+        member: usize,
+    },
+    AskInventory {
+        call: u64,
+        member: usize,
+    },
+    AnswerHello {
+        call: u64,
+        hello: pb::Hello,
+    },
+    AnswerInventory {
+        call: u64,
+        beat: pb::Beat,
+    },
+    Raft {
+        from: usize,
+        greeting: Option<Box<pb::PeerGreeting>>,
+        bytes: Vec<u8>,
+    },
+    /// Who greeted was removed.
+    Out,
+    /// `via`: the scheduler that was asked first and passed it on.
+    Ask {
+        intent: usize,
+        via: Option<usize>,
+        what: Ask,
+    },
+    Answer {
+        intent: usize,
+        told: Told,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Ask {
+    Write(pb::Command),
+    Read(Name),
+    Remove(u64),
+    Transfer,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum Timer {
     Beat,
     Started {
-        key: host::assignment::Key,
-        wanted: host::assignment::Wanted,
+        key: crate::assignment::Key,
+        wanted: crate::assignment::Wanted,
         ok: bool,
     },
-    /// Only when a mutation stores late.
+    /// Only when a fault stores late.
     Stored(pb::Assignment),
     Restart,
     Control,
     RaftTick,
-    Flush,
+    Tend,
     Deadline {
         call: u64,
     },
@@ -58,6 +101,8 @@ pub(crate) enum Timer {
     },
     NextRequest,
     NextFault,
+    NextChange,
+    Watch(usize),
     Undo(Undo),
 }
 
@@ -66,6 +111,8 @@ pub(crate) enum Undo {
     Bus,
     Host(usize),
     Member(usize),
+    Pair(usize, usize),
+    Disk(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -100,82 +147,6 @@ impl Ord for Event {
     }
 }
 
-/// A fault built into a shell on purpose: the simulation must find it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mutation {
-    /// A host takes assignments that are older than its own.
-    HostTakesOlder,
-    /// A host confirms before it has stored.
-    ConfirmBeforeStore,
-    /// The leader sends a host what it sent first, under the newest generation.
-    OldContent,
-    /// A client that retries does so under another request id.
-    NewIdOnRetry,
-    /// A scheduler that crashes loses the entry it wrote last.
-    LosesLastEntry,
-    /// A snapshot leaves out what was answered.
-    SnapshotForgetsAnswers,
-    /// A host does not stop what it shall not run any more.
-    KeepsStrays,
-    /// A leader sends each host its assignment once, whether it arrives or not.
-    SendsOnce,
-    /// A host takes what is older when a newer term says it.
-    HostTrustsTerm,
-    /// The boot ids of a host sort backwards, as those of a clock that was set back.
-    BootsGoBack,
-    /// A member of three forgets its vote and its last entries in a crash.
-    ForgetsVote,
-}
-
-/// What this seed is like.
-#[derive(Debug, Clone)]
-pub(crate) struct Params {
-    pub(crate) seed: u64,
-    pub(crate) hosts: usize,
-    pub(crate) members: usize,
-    pub(crate) apps: usize,
-    pub(crate) loss: u64,
-    pub(crate) doubled: u64,
-    pub(crate) delay_ms: u64,
-    pub(crate) faults_ms: u64,
-    pub(crate) fault_every_ms: u64,
-    pub(crate) request_every_ms: u64,
-    pub(crate) snapshot_entries: u64,
-    pub(crate) forget_ms: u64,
-    pub(crate) start_ms: u64,
-    pub(crate) start_fails: u64,
-    pub(crate) bad_revisions: u64,
-    pub(crate) store_crashes: u64,
-    pub(crate) dispatch_crashes: u64,
-}
-
-impl Params {
-    pub(crate) fn draw(seed: u64, members: Option<usize>) -> Self {
-        let mut dice = Dice::new(seed);
-        let d = &mut dice;
-        let drawn = if d.percent(35) { 3 } else { 1 };
-        Self {
-            seed,
-            hosts: 3 + d.index(6),
-            members: members.unwrap_or(drawn),
-            apps: 1 + d.index(4),
-            loss: *d.pick(&[0, 0, 2, 10, 30]),
-            doubled: *d.pick(&[0, 0, 10, 50]),
-            delay_ms: *d.pick(&[5, 50, 500, 3_000]),
-            faults_ms: d.between(40, 150) * 1_000,
-            fault_every_ms: *d.pick(&[1_000, 4_000, 12_000]),
-            request_every_ms: *d.pick(&[300, 1_500, 6_000]),
-            snapshot_entries: *d.pick(&[5, 30, 200]),
-            forget_ms: *d.pick(&[20_000, 24 * 3600 * 1000]),
-            start_ms: *d.pick(&[50, 1_000, 8_000]),
-            start_fails: *d.pick(&[0, 5, 30]),
-            bad_revisions: *d.pick(&[0, 5, 25]),
-            store_crashes: *d.pick(&[0, 2, 8]),
-            dispatch_crashes: *d.pick(&[0, 3, 10]),
-        }
-    }
-}
-
 /// Who reaches whom, and how badly.
 pub(crate) struct Net {
     pub(crate) loss: u64,
@@ -186,16 +157,23 @@ pub(crate) struct Net {
     pub(crate) cut_out: Vec<bool>,
     /// From the bus to a host.
     pub(crate) cut_in: Vec<bool>,
-    /// A member reaches clients alone.
-    pub(crate) isolated: Vec<bool>,
+    /// A scheduler reaches clients alone.
+    pub(crate) isolated: [bool; SEATS_MAX],
+    /// One scheduler does not reach another.
+    pub(crate) pairs: BTreeSet<(usize, usize)>,
 }
 
 impl Net {
-    fn reaches(&self, from: Node, to: Node) -> bool {
+    pub(crate) fn reaches(&self, from: Node, to: Node) -> bool {
         let open = |node, cut: &[bool]| match node {
             Node::Host(n) => self.bus_up && !cut[n],
             _ => true,
         };
+        if let (Node::Member(a), Node::Member(b)) = (from, to)
+            && self.pairs.contains(&(a, b))
+        {
+            return false;
+        }
         let isolated = |node| matches!(node, Node::Member(m) if self.isolated[m]);
         let client = from == Node::Client || to == Node::Client;
         open(from, &self.cut_out) && open(to, &self.cut_in) && (client || !isolated(from) && !isolated(to))
@@ -207,7 +185,14 @@ pub(crate) struct Ctx {
     pub(crate) dice: Dice,
     pub(crate) params: Params,
     pub(crate) net: Net,
-    pub(crate) mutation: Option<Mutation>,
+    /// Seats of schedulers that are or were taken.
+    pub(crate) seats: usize,
+    /// Who sits there; 0: nobody.
+    pub(crate) ids: [u64; SEATS_MAX],
+    /// Whether the process there runs.
+    pub(crate) up: [bool; SEATS_MAX],
+    /// What the calendar of a scheduler says beside the truth, in ms.
+    pub(crate) wall_off_ms: [i64; SEATS_MAX],
     /// Whether things may go wrong still.
     pub(crate) faults: bool,
     pub(crate) counts: BTreeMap<&'static str, u64>,
@@ -217,12 +202,14 @@ pub(crate) struct Ctx {
     /// Of everything that was delivered: equal for equal seeds.
     pub(crate) hash: u64,
     pub(crate) delivered: u64,
+    host_rates: Vec<u64>,
+    seat_rates: [u64; SEATS_MAX],
     queue: BinaryHeap<Reverse<Event>>,
     seq: u64,
 }
 
 impl Ctx {
-    pub(crate) fn new(params: Params, mutation: Option<Mutation>, trace: bool, print: bool) -> Self {
+    pub(crate) fn new(params: Params, trace: bool, print: bool) -> Self {
         let net = Net {
             loss: params.loss,
             doubled: params.doubled,
@@ -230,14 +217,23 @@ impl Ctx {
             bus_up: true,
             cut_out: vec![false; params.hosts],
             cut_in: vec![false; params.hosts],
-            isolated: vec![false; params.members],
+            isolated: [false; SEATS_MAX],
+            pairs: BTreeSet::new(),
         };
+        let mut dice = Dice::new(params.seed ^ 0x5bd1_e995);
+        let skew = params.skew;
+        let mut rate = || dice.between(1_000 - skew, 1_000 + skew);
+        let host_rates = (0..params.hosts).map(|_| rate()).collect();
+        let seat_rates = [(); SEATS_MAX].map(|()| rate());
         Self {
             now: 0,
-            dice: Dice::new(params.seed ^ 0x5bd1_e995),
+            dice,
+            seats: params.founders,
+            ids: [0; SEATS_MAX],
+            up: [false; SEATS_MAX],
+            wall_off_ms: [0; SEATS_MAX],
             params,
             net,
-            mutation,
             faults: true,
             counts: BTreeMap::new(),
             failure: None,
@@ -245,6 +241,8 @@ impl Ctx {
             print,
             hash: 0xcbf2_9ce4_8422_2325,
             delivered: 0,
+            host_rates,
+            seat_rates,
             queue: BinaryHeap::new(),
             seq: 0,
         }
@@ -267,8 +265,28 @@ impl Ctx {
         sent
     }
 
+    /// After so many milliseconds of that node's own clock.
     pub(crate) fn wake(&mut self, node: Node, boot: u64, after_ms: u64, timer: Timer) {
-        self.push(after_ms, node, boot, What::Timer(timer));
+        let rate = match node {
+            Node::Host(n) => self.host_rates[n],
+            Node::Member(n) => self.seat_rates[n],
+            Node::Client | Node::World => 1_000,
+        };
+        self.push(after_ms * rate / 1_000, node, boot, What::Timer(timer));
+    }
+
+    /// What the clock of a scheduler says of a time that passed.
+    pub(crate) fn by_clock_of(&self, seat: usize, ms: u64) -> u64 {
+        ms * 1_000 / self.seat_rates[seat]
+    }
+
+    /// The calendar of a scheduler.
+    pub(crate) fn wall_ms(&self, seat: usize) -> u64 {
+        (1_700_000_000_000 + self.now).saturating_add_signed(self.wall_off_ms[seat])
+    }
+
+    pub(crate) fn seat_of(&self, id: u64) -> Option<usize> {
+        self.ids.iter().position(|other| *other == id && id != 0)
     }
 
     /// The same event again, later: who it is for does nothing now.

@@ -19,6 +19,10 @@ pub(crate) struct History {
     stores: BTreeMap<(Name, Name), HostId>,
     /// Committed plans that changed something.
     pub(crate) plans: u64,
+    /// Term -> who led in it.
+    leaders: BTreeMap<u64, u64>,
+    /// Ids that schedulers were given.
+    ids: BTreeMap<u64, String>,
 }
 
 struct Entry {
@@ -36,6 +40,14 @@ fn intent_of(request_id: &str) -> Option<usize> {
 }
 
 impl History {
+    /// There is one leader a term.
+    pub(crate) fn leads(&mut self, ctx: &mut Ctx, term: u64, id: u64) {
+        let first = *self.leaders.entry(term).or_insert(id);
+        if first != id {
+            ctx.fail(format!("schedulers {first} and {id} both lead in term {term}"));
+        }
+    }
+
     pub(crate) fn last(&self) -> u64 {
         self.entries.keys().next_back().copied().unwrap_or(0)
     }
@@ -122,6 +134,14 @@ impl History {
             }
             Some(What::CommitPlan(_)) if outcome.code == "stale" => ctx.count("plan refused as stale"),
             Some(What::CommitPlan(_)) => ctx.fail(format!("the log refused a plan: {}", outcome.error)),
+            Some(What::AddMember(add)) if outcome.change == "created" => {
+                ctx.count("scheduler joined");
+                let id = self.state.member_with(&add.log_id).unwrap_or(0);
+                if let Some(first) = self.ids.insert(id, add.log_id.clone()) {
+                    ctx.fail(format!("id {id} of {first} is given to {} again", add.log_id));
+                }
+            }
+            Some(What::RemoveMember(_)) if outcome.error.is_empty() => ctx.count("scheduler removed"),
             Some(What::ForgetHost(_)) if outcome.error.is_empty() => ctx.count("host forgotten"),
             Some(What::MarkLost(_)) => ctx.count("host lost"),
             Some(What::ApplyApp(_)) if outcome.change == "created" => {
@@ -182,7 +202,8 @@ impl History {
         let mut mine = state.clone();
         // What a new leader begins with counts in the log and not here.
         mine.applied = self.state.applied;
-        if mine.to_bytes() != self.state.to_bytes() {
+        let same = mine.to_bytes() == self.state.to_bytes();
+        if !same {
             ctx.fail(format!("member {member}: snapshot and tail differ from a full replay at {}", state.applied));
         }
         match State::from_bytes(&state.to_bytes()) {

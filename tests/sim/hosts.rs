@@ -1,9 +1,11 @@
 //! A host as `host/src/agent` runs one, without threads, engine and disk: the real `assignment` core between a stored
 //! assignment, starts that take time, and heartbeats. Must never decide anything that `assignment` decides.
 
-use crate::ctx::{Ctx, LATTICE, Mutation, Node, Packet, Timer, host_id};
-use host::assignment::{Action, Have, Key, Verdict, Wanted, accept, actions, wanted};
+use crate::assignment::{Action, Have, Key, Verdict, Wanted, accept, actions, wanted};
+use crate::ctx::{Ctx, LATTICE, Node, Packet, Timer, host_id};
+use crate::history::History;
 use proto::app::{App, Builtin, HostId};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -99,7 +101,7 @@ impl Host {
         self.running = Running { changed: true, ..Running::default() };
         self.running.beat.lattice = LATTICE.to_owned();
         self.running.beat.host = self.id.to_string();
-        let number = if ctx.mutation == Some(Mutation::BootsGoBack) { 1_000_000 - self.boot } else { self.boot };
+        let number = if built_in(Fault::BootsGoBack) { 1_000_000 - self.boot } else { self.boot };
         self.running.beat.boot = ulid::Ulid::from(u128::from(number) << 80 | self.number as u128).to_string();
         ctx.note(|| format!("h{} starts, boot {}, stored {stored:?}", self.number, self.boot));
         if let Some(stored) = self.disk.clone()
@@ -188,9 +190,44 @@ impl Host {
     /// What the loop of the agent does before it waits.
     fn turn(&mut self, ctx: &mut Ctx) {
         self.reconcile(ctx);
+        self.look(ctx);
         if std::mem::take(&mut self.running.changed) {
             self.beat(ctx, false);
         }
+    }
+
+    /// What runs is what was assigned: strays are stopped at once, counts follow.
+    fn look(&self, ctx: &mut Ctx) {
+        let running = &self.running;
+        for (key, instance) in &running.up {
+            match running.wanted.get(key) {
+                None => ctx.fail(format!("h{} runs {}/{}, which it was not assigned", self.number, key.0, key.1)),
+                Some(w) if w.revision == instance.revision && w.replicas != instance.replicas => ctx.fail(format!(
+                    "h{} runs {} replicas of {}/{}, not {}",
+                    self.number, instance.replicas, key.0, key.1, w.replicas
+                )),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// The truth about a host that has the newest assignment: it never runs more than is placed on it.
+    pub(crate) fn compare(&self, ctx: &mut Ctx, history: &History) {
+        let state = &history.state;
+        let Some(record) = state.hosts.get(&self.id) else { return };
+        let newest = self.running.stored.as_ref().is_some_and(|s| s.generation == record.generation);
+        if !self.up || !newest {
+            return;
+        }
+        for (key, instance) in &self.running.up {
+            let placed = state.placements.get(key).and_then(|hosts| hosts.get(&self.id)).map_or(0, |p| p.replicas);
+            let turning = self.running.wanted.get(key).is_some_and(|w| w.revision != instance.revision);
+            if instance.replicas > placed && !turning {
+                let (n, app, component) = (instance.replicas, &key.0, &key.1);
+                ctx.fail(format!("h{} runs {n} replicas of {app}/{component}, {placed} are placed there", self.number));
+            }
+        }
+        ctx.count("host compared with the log");
     }
 
     pub(crate) fn greeting(&self) -> pb::Hello {
@@ -213,7 +250,7 @@ impl Host {
     }
 
     fn hello(&self, ctx: &mut Ctx) {
-        for member in 0..ctx.params.members {
+        for member in (0..ctx.seats).filter(|m| ctx.up[*m]).collect::<Vec<_>>() {
             ctx.send(self.me(), Node::Member(member), Packet::Hello(self.greeting()));
         }
     }
@@ -221,16 +258,8 @@ impl Host {
     fn assign(&mut self, ctx: &mut Ctx, call: u64, member: usize, new: pb::Assignment) {
         let got = fence(Some(&new));
         let have = fence(self.running.stored.as_ref());
-        let mut verdict = accept(self.running.stored.as_ref(), &new, LATTICE, self.id.as_str());
+        let verdict = accept(self.running.stored.as_ref(), &new, LATTICE, self.id.as_str());
         ctx.note(|| format!("h{} is assigned {got:?} on {have:?}: {verdict:?}", self.number));
-        let trusts = match ctx.mutation {
-            Some(Mutation::HostTakesOlder) => true,
-            Some(Mutation::HostTrustsTerm) => got.0 > have.0,
-            _ => false,
-        };
-        if trusts && matches!(verdict, Verdict::Refuse(_)) {
-            verdict = Verdict::Accept;
-        }
         let error = match verdict {
             Verdict::Same => {
                 ctx.count("assignment confirmed again");
@@ -250,7 +279,7 @@ impl Host {
                 if ctx.faults && ctx.dice.percent(ctx.params.store_crashes) {
                     return self.crash_in_store(ctx, new);
                 }
-                if ctx.mutation == Some(Mutation::ConfirmBeforeStore) {
+                if built_in(Fault::ConfirmedBeforeStored) {
                     ctx.wake(self.me(), self.boot, 300, Timer::Stored(new.clone()));
                 } else {
                     self.disk = Some(new.clone());
@@ -303,9 +332,6 @@ impl Host {
         for action in actions(&running.wanted, &have, &busy) {
             match action {
                 Action::Stop(key) => {
-                    if ctx.mutation == Some(Mutation::KeepsStrays) {
-                        continue;
-                    }
                     running.up.remove(&key);
                     running.changed = true;
                 }
@@ -370,7 +396,7 @@ impl Host {
         }
         let full = changed || beat.seq.is_multiple_of(FULL_EVERY);
         let beat = pb::Beat { inventory: beat.inventory.clone().filter(|_| full), ..beat.clone() };
-        for member in 0..ctx.params.members {
+        for member in (0..ctx.seats).filter(|m| ctx.up[*m]).collect::<Vec<_>>() {
             ctx.send(self.me(), Node::Member(member), Packet::Beat(beat.clone()));
         }
     }

@@ -4,8 +4,10 @@
 use crate::ctx::{Ctx, LATTICE};
 use crate::history::same_component;
 use crate::hosts::Host;
-use crate::members::Member;
+use crate::process::Process;
+use crate::seat::Seat;
 use proto::app::{App, Builtin, Component, HostId, Kind, Name, Scaler, Spread};
+use scheduler::peer::roster;
 use scheduler::plan;
 use scheduler::state::{HostState, State};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,14 +16,21 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) const REST_MS: u64 = 60_000;
 
 /// What is not as it should be yet.
-pub(crate) fn check(ctx: &Ctx, members: &[Member], hosts: &[Host]) -> Result<(), String> {
-    let leader = members.iter().filter(|m| m.leads()).max_by_key(|m| m.term()).ok_or("nobody leads")?;
-    let state = &leader.process.state;
-    for member in members {
-        let mut copy = member.process.state.clone();
-        copy.applied = state.applied;
-        if copy != *state {
-            return Err(format!("member {} has not caught up", member.number));
+pub(crate) fn check(ctx: &Ctx, seats: &[Seat], hosts: &[Host]) -> Result<(), String> {
+    let processes = || seats.iter().filter_map(|s| s.process.as_ref());
+    let leader = processes().filter(|p| p.governs()).max_by_key(|p| p.status(|s| s.term)).ok_or("nobody leads")?;
+    let guard = leader.replica.read();
+    let state = &*guard;
+    check_seats(ctx, state, leader, seats)?;
+    for process in processes() {
+        let replica = process.replica.read();
+        let same = || {
+            let mut copy = State::clone(&replica);
+            copy.applied = state.applied;
+            copy == *state
+        };
+        if replica.plan_base != state.plan_base || !same() {
+            return Err(format!("s{} has not caught up", process.number));
         }
     }
     for host in hosts {
@@ -42,11 +51,37 @@ pub(crate) fn check(ctx: &Ctx, members: &[Member], hosts: &[Host]) -> Result<(),
             check_component(state, spec, &placed, home).map_err(|e| format!("{name}/{component}: {e}; {placed:?}"))?;
         }
     }
-    let plan = plan::plan(state, &leader.process.observed, leader.now_ms(ctx), &Member::timers(ctx));
+    let plan = plan::plan(state, &leader.control.observed, leader.now_ms(ctx), &Process::timers(ctx));
     if plan.brake || !plan.lost.is_empty() || !plan.returned.is_empty() || !plan.changes.is_empty() {
         return Err(format!("the plan is not empty: {plan:?}"));
     }
     Ok(())
+}
+
+/// The log's members are those that are wanted, and who was removed has ended.
+fn check_seats(ctx: &Ctx, state: &State, leader: &Process, seats: &[Seat]) -> Result<(), String> {
+    leader.status(|status| {
+        if status.members.is_joint() {
+            return Err("a change of members is half done".to_owned());
+        }
+        for seat in seats.iter().filter(|s| s.up()) {
+            if !status.members.contains(seat.id) {
+                return Err(format!("s{} is no member and has not ended", seat.number));
+            }
+        }
+        if let Some(id) = state.members.keys().find(|id| !status.members.contains(**id)) {
+            return Err(format!("scheduler {id} was taken in and is no member"));
+        }
+        let all = || status.members.voters.iter().chain(&status.members.learners);
+        if let Some(id) = all().find(|id| ctx.params.joins() && !state.members.contains_key(id)) {
+            return Err(format!("scheduler {id} was removed and is still a member"));
+        }
+        let reached = leader.reached(ctx, status);
+        match roster::due(status, &state.members, reached).filter(|_| ctx.params.joins()) {
+            Some(changes) => Err(format!("members are still to be changed: {changes:?}")),
+            None => Ok(()),
+        }
+    })
 }
 
 fn check_host(ctx: &Ctx, state: &State, host: &Host) -> Result<(), String> {

@@ -1,30 +1,35 @@
 //! Everything together under one seed: hosts, schedulers, clients, what goes wrong, and the end of it, after which the
 //! lattice must come to rest as it should.
 
-use crate::clients::{Clients, repaired};
-use crate::ctx::{Ctx, Event, Mutation, Node, Packet, Params, Timer, Undo, What};
+use crate::clients::{Clients, Wish, repaired};
+use crate::ctx::{Ctx, Event, Node, Packet, Timer, Undo, What};
 use crate::history::History;
 use crate::hosts::Host;
-use crate::log::{Log, Ordered};
-use crate::members::Member;
-use crate::quorum::Quorum;
+use crate::operators::Operators;
+use crate::params::Params;
+use crate::seat::Seat;
 use crate::settled::{self, REST_MS};
+use crate::watch::Watchers;
 use proto::v1 as pb;
 use proto::v1::command;
 
 /// Time in which nothing may be planned after that.
 const QUIET_MS: u64 = 30_000;
+/// Until each host that lives has been heard again: before that, one whose silence runs out is rightly lost.
+const HEARD_MS: u64 = 3_000;
 /// Time for clients to get the answers they wait for.
-const ANSWERS_MS: u64 = 15_000;
+const ANSWERS_MS: u64 = 20_000;
 /// Hosts that stay dead for good: more at once would rightly be taken for a broken bus.
 const DEAD_MAX: usize = 2;
 
 pub(crate) struct World {
     pub(crate) ctx: Ctx,
-    hosts: Vec<Host>,
-    members: Vec<Member>,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) seats: Vec<Seat>,
     clients: Clients,
-    history: History,
+    pub(crate) operators: Operators,
+    watchers: Watchers,
+    pub(crate) history: History,
     /// Hosts that never start again.
     dead: Vec<bool>,
     /// Milliseconds that it took to come to rest.
@@ -32,19 +37,18 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(params: Params, mutation: Option<Mutation>, trace: bool, print: bool) -> Self {
-        let mut ctx = Ctx::new(params.clone(), mutation, trace, print);
+    pub(crate) fn new(params: Params, trace: bool, print: bool) -> Self {
+        let mut ctx = Ctx::new(params.clone(), trace, print);
         ctx.note(|| format!("{params:?}"));
         let hosts: Vec<Host> = (0..params.hosts).map(|number| Host::new(number, &mut ctx)).collect();
-        let log = |number: usize| -> Box<dyn Log> {
-            if params.members == 1 {
-                return Box::new(Ordered::new(params.snapshot_entries));
-            }
-            Box::new(Quorum::new(number as u64 + 1, params.members, params.seed, params.snapshot_entries))
-        };
-        let members = (0..params.members).map(|number| Member::new(number, log(number))).collect();
+        let founders: Vec<u64> = (1..=params.founders as u64).collect();
+        let seat = |number: usize| Seat::new(number, founders[number], founders.clone());
+        let seats: Vec<Seat> = (0..params.founders).map(seat).collect();
+        seats.iter().for_each(|s| ctx.ids[s.number] = s.id);
+        let (operators, watchers) = (Operators::new(&mut ctx), Watchers::new(&mut ctx));
         let dead = vec![false; params.hosts];
-        Self { ctx, hosts, members, clients: Clients::default(), history: History::default(), dead, rested_ms: 0 }
+        let (clients, history) = (Clients::default(), History::default());
+        Self { ctx, hosts, seats, clients, operators, watchers, history, dead, rested_ms: 0 }
     }
 
     /// Runs this seed to its end, or to the first thing that is wrong.
@@ -53,7 +57,7 @@ impl World {
             let late = self.ctx.dice.below(5_000);
             self.ctx.wake(Node::Host(number), 0, late, Timer::Restart);
         }
-        for number in 0..self.members.len() {
+        for number in 0..self.seats.len() {
             self.ctx.wake(Node::Member(number), 0, 0, Timer::Restart);
         }
         self.ctx.wake(Node::Client, 0, 1_000, Timer::NextRequest);
@@ -72,6 +76,11 @@ impl World {
         }
     }
 
+    /// What clients saw until now, put before the checker: also of a run that ended early.
+    pub(crate) fn check_order(&mut self) {
+        self.clients.check_order(&mut self.ctx, &self.history);
+    }
+
     fn advance(&mut self, ms: u64) {
         let until = self.ctx.now + ms;
         while self.ctx.failure.is_none()
@@ -84,16 +93,41 @@ impl World {
     fn event(&mut self, event: Event) {
         match event.node {
             Node::Host(number) => self.host_event(number, event),
-            Node::Member(number) => self.member_event(number, event),
-            Node::Client => match event.what {
-                What::Packet(packet) => self.clients.packet(&mut self.ctx, &self.history, *packet),
-                What::Timer(timer) => self.clients.timer(&mut self.ctx, &self.history, timer),
-            },
+            Node::Member(number) => {
+                if let What::Packet(packet) = &event.what
+                    && let Packet::Beat(beat) = &**packet
+                    && beat.leaving
+                {
+                    self.ctx.count("goodbye heard");
+                }
+                let Some(seat) = self.seats.get_mut(number) else { return };
+                seat.event(&mut self.ctx, &mut self.history, event);
+                self.ctx.up[number] = seat.up();
+            }
+            Node::Client => self.client_event(event),
             Node::World => match event.what {
                 What::Timer(Timer::NextFault) => self.next_fault(),
+                What::Timer(Timer::NextChange) => {
+                    let Self { ctx, clients, history, seats, operators, .. } = self;
+                    operators.step(ctx, clients, history, seats);
+                }
                 What::Timer(Timer::Undo(undo)) => self.undo(undo),
                 other => self.ctx.fail(format!("the world was sent {other:?}")),
             },
+        }
+    }
+
+    fn client_event(&mut self, event: Event) {
+        let Self { ctx, clients, history, seats, watchers, .. } = self;
+        match event.what {
+            What::Packet(packet) => match *packet {
+                Packet::Answer { intent, told } => clients.answer(ctx, history, intent, told),
+                other => ctx.fail(format!("a client was sent {other:?}")),
+            },
+            What::Timer(Timer::Retry { intent, attempt }) => clients.retry(ctx, intent, attempt),
+            What::Timer(Timer::NextRequest) => clients.next_request(ctx, history),
+            What::Timer(Timer::Watch(number)) => watchers.step(ctx, seats, number),
+            What::Timer(other) => ctx.fail(format!("a client was woken by {other:?}")),
         }
     }
 
@@ -112,138 +146,14 @@ impl World {
             return ctx.postpone(event, host.paused_until);
         }
         match event.what {
-            What::Packet(packet) => host.packet(ctx, *packet),
-            What::Timer(timer) => host.timer(ctx, timer),
-        }
-    }
-
-    fn member_event(&mut self, number: usize, event: Event) {
-        let (ctx, member) = (&mut self.ctx, &mut self.members[number]);
-        if let What::Timer(Timer::Restart) = event.what {
-            return member.start(ctx, &mut self.history);
-        }
-        if !member.up || (event.boot != 0 && event.boot != member.boot) {
-            return;
-        }
-        let mark = ctx.mark();
-        match event.what {
             What::Packet(packet) => {
-                if let Packet::Beat(beat) = &*packet
-                    && beat.leaving
-                {
-                    ctx.count("goodbye heard");
-                }
-                member.packet(ctx, &mut self.history, *packet);
-            }
-            What::Timer(timer) => member.timer(ctx, &mut self.history, timer),
-        }
-        if member.doomed {
-            // What the others were told in the same moment may not have left the machine.
-            if ctx.dice.percent(50) {
-                ctx.unsend(number, mark);
-            }
-            self.crash_member(number);
-        }
-    }
-
-    fn next_fault(&mut self) {
-        if !self.ctx.faults {
-            return;
-        }
-        let wait = 1 + self.ctx.dice.below(2 * self.ctx.params.fault_every_ms);
-        self.ctx.wake(Node::World, 0, wait, Timer::NextFault);
-        let number = self.ctx.dice.index(self.hosts.len());
-        match self.ctx.dice.below(100) {
-            0..25 => self.crash_host(number, 30_000),
-            25..32 => {
-                let down = self.ctx.dice.between(1_000, 40_000);
-                self.hosts[number].leave(&mut self.ctx);
-                self.ctx.wake(Node::Host(number), 0, down, Timer::Restart);
-            }
-            32..42 => {
-                let pause = self.ctx.dice.between(500, 20_000);
-                self.hosts[number].paused_until = self.ctx.now + pause;
-                self.ctx.note(|| format!("h{number} pauses for {pause} ms"));
-                self.ctx.count("host paused");
-            }
-            42..60 => self.cut_host(number),
-            60..66 => self.stop_bus(),
-            66..70 => (0..self.hosts.len()).for_each(|number| {
-                if self.ctx.dice.percent(70) {
-                    self.crash_host(number, 25_000);
-                }
-            }),
-            70..88 => {
-                let number = self.ctx.dice.index(self.members.len());
-                self.crash_member(number);
-            }
-            _ => {
-                let number = self.ctx.dice.index(self.members.len());
-                let cut = self.ctx.dice.between(500, 15_000);
-                self.ctx.net.isolated[number] = true;
-                self.ctx.note(|| format!("s{number} is isolated for {cut} ms"));
-                self.ctx.count("scheduler isolated");
-                self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Member(number)));
-            }
-        }
-    }
-
-    fn crash_host(&mut self, number: usize, most_ms: u64) {
-        let (ctx, host) = (&mut self.ctx, &mut self.hosts[number]);
-        let torn = ctx.dice.percent(15);
-        host.crash(ctx, torn);
-        if ctx.dice.percent(10) {
-            let zone = (*ctx.dice.pick(&["a", "b"])).to_owned();
-            host.labels.insert("zone".into(), zone);
-        }
-        let down = ctx.dice.between(200, most_ms);
-        ctx.wake(Node::Host(number), 0, down, Timer::Restart);
-    }
-
-    fn crash_member(&mut self, number: usize) {
-        self.members[number].crash(&mut self.ctx);
-        let down = self.ctx.dice.between(200, 12_000);
-        self.ctx.wake(Node::Member(number), 0, down, Timer::Restart);
-    }
-
-    fn cut_host(&mut self, number: usize) {
-        let ctx = &mut self.ctx;
-        let kind = ctx.dice.below(4);
-        let cut = ctx.dice.between(1_000, 30_000);
-        ctx.net.cut_out[number] |= kind != 0;
-        ctx.net.cut_in[number] |= kind != 1;
-        ctx.note(|| format!("h{number} is cut off, way {kind}, for {cut} ms"));
-        ctx.count("host cut off");
-        if kind == 3 {
-            self.hosts[number].connection(ctx, false);
-        }
-        self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Host(number)));
-    }
-
-    fn stop_bus(&mut self) {
-        let down = self.ctx.dice.between(500, 25_000);
-        self.ctx.net.bus_up = false;
-        self.ctx.note(|| format!("the bus is down for {down} ms"));
-        self.ctx.count("bus down");
-        self.hosts.iter_mut().for_each(|h| h.connection(&mut self.ctx, false));
-        self.ctx.wake(Node::World, 0, down, Timer::Undo(Undo::Bus));
-    }
-
-    fn undo(&mut self, undo: Undo) {
-        let ctx = &mut self.ctx;
-        ctx.note(|| format!("over: {undo:?}"));
-        match undo {
-            Undo::Bus => {
-                ctx.net.bus_up = true;
-                self.hosts.iter_mut().for_each(|h| h.connection(ctx, true));
-            }
-            Undo::Host(number) => {
-                (ctx.net.cut_out[number], ctx.net.cut_in[number]) = (false, false);
-                if ctx.net.bus_up {
-                    self.hosts[number].connection(ctx, true);
+                let assigned = matches!(*packet, Packet::Assign { .. });
+                host.packet(ctx, *packet);
+                if assigned {
+                    host.compare(ctx, &self.history);
                 }
             }
-            Undo::Member(number) => ctx.net.isolated[number] = false,
+            What::Timer(timer) => host.timer(ctx, timer),
         }
     }
 
@@ -254,13 +164,16 @@ impl World {
         }
         self.ctx.faults = false;
         // Who pauses still, wakes first.
-        let paused = self.hosts.iter().map(|h| h.paused_until).max().unwrap_or(0);
+        let paused = self.hosts.iter().map(|h| h.paused_until);
+        let paused = paused.chain(self.seats.iter().map(|s| s.paused_until)).max().unwrap_or(0);
         self.advance(paused.saturating_sub(self.ctx.now));
         self.ctx.note(|| "healed".into());
-        (self.ctx.net.loss, self.ctx.net.doubled, self.ctx.net.delay_ms) = (0, 0, 20);
-        self.ctx.net.isolated.fill(false);
-        for number in 0..self.members.len() {
-            self.members[number].start(&mut self.ctx, &mut self.history);
+        Self::end_trouble(&mut self.ctx);
+        for seat in &mut self.seats {
+            seat.disk.survive();
+            seat.disk.mend();
+            seat.start(&mut self.ctx, &mut self.history);
+            self.ctx.up[seat.number] = seat.up();
         }
         for number in 0..self.hosts.len() {
             let dead = self.dead.iter().filter(|d| **d).count();
@@ -277,7 +190,8 @@ impl World {
     /// Clients get every answer they wait for.
     fn answers(&mut self) {
         let until = self.ctx.now + ANSWERS_MS;
-        while self.ctx.failure.is_none() && self.ctx.now < until && self.clients.open() > 0 {
+        let idle = |s: &Self| s.clients.open() == 0 && s.operators.idle(&s.history, &s.seats);
+        while self.ctx.failure.is_none() && self.ctx.now < until && !idle(self) {
             self.advance(500);
         }
         if self.clients.open() > 0 {
@@ -292,7 +206,7 @@ impl World {
             if self.ctx.dice.percent(70) {
                 let host = if host.draining { id.to_string() } else { host.hello.name.clone() };
                 let off = pb::SetCordon { host, cordoned: false, draining: false };
-                self.clients.begin(&mut self.ctx, command::What::SetCordon(off));
+                self.clients.begin(&mut self.ctx, Wish::Write(command::What::SetCordon(off)));
             }
         }
         for app in state.apps.values().filter(|a| !a.deleting) {
@@ -304,10 +218,11 @@ impl World {
 
     fn rest(&mut self) {
         let from = self.ctx.now;
+        self.advance(HEARD_MS);
         let mut rested = Err("it was not looked at".to_owned());
         while rested.is_err() && self.ctx.now < from + REST_MS && self.ctx.failure.is_none() {
             self.advance(500);
-            let now = settled::check(&self.ctx, &self.members, &self.hosts);
+            let now = settled::check(&self.ctx, &self.seats, &self.hosts);
             if now != rested {
                 self.ctx.note(|| format!("at rest: {now:?}"));
             }
@@ -322,12 +237,14 @@ impl World {
         if self.history.plans != plans {
             self.ctx.fail(format!("{} more plans after it had come to rest", self.history.plans - plans));
         }
-        if let Err(why) = settled::check(&self.ctx, &self.members, &self.hosts) {
+        if let Err(why) = settled::check(&self.ctx, &self.seats, &self.hosts) {
             self.ctx.fail(format!("no longer at rest: {why}"));
         }
         let (ctx, history) = (&mut self.ctx, &self.history);
-        self.clients.check(ctx, &history.state);
-        self.members.iter().for_each(|m| history.compare(ctx, m.number, &m.process.state));
+        self.clients.check(ctx, history);
+        for process in self.seats.iter().filter_map(|s| s.process.as_ref()) {
+            history.compare(ctx, process.number, &process.replica.read());
+        }
     }
 
     fn tell(&mut self) {

@@ -66,19 +66,13 @@ fn others(peers: &Peers, status: &raft::Status) -> Vec<u64> {
 
 /// One step of the leader towards the members that are wanted.
 async fn tend(peers: &Peers, status: &raft::Status) {
-    let changes = if status.members.is_joint() {
-        // It is left by itself, unless a leader ended in the middle of it.
-        Vec::new()
-    } else {
-        let ready = ready(peers, status);
-        let state = peers.0.replica.read();
-        let known = roster::Known { me: status.id, wanted: &state.members, members: &status.members, ready: &ready };
-        let changes = roster::next_change(&known);
-        if changes.is_empty() {
-            return;
-        }
-        changes
-    };
+    // It was removed under another leader, which ended before it carried that out.
+    let removed = !status.members.is_joint() && roster::abdicates(status.id, &peers.0.replica.read().members);
+    if removed {
+        return peers.transfer_away().await;
+    }
+    let due = roster::due(status, &peers.0.replica.read().members, peers.reached(status));
+    let Some(changes) = due else { return };
     let what = format!("{changes:?}");
     match tokio::time::timeout(CHANGE, peers.0.raft.change(changes)).await {
         Ok(Ok(_)) | Err(_) => {}
@@ -89,13 +83,7 @@ async fn tend(peers: &Peers, status: &raft::Status) {
 
 /// Members that are reached and not far behind.
 fn ready(peers: &Peers, status: &raft::Status) -> BTreeSet<u64> {
-    let mut ready = peers.reached(status);
-    let behind = |id: &u64| {
-        let at = status.progress.iter().find(|(other, _)| other == id).map_or(0, |(_, index)| *index);
-        at == 0 || at + roster::BEHIND_MAX < status.committed
-    };
-    ready.retain(|id| !behind(id));
-    ready
+    roster::ready(status, peers.reached(status))
 }
 
 /// Since when each member is as it is; begun anew by each leader.

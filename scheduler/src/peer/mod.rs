@@ -14,7 +14,7 @@ mod identity;
 mod join;
 mod keep;
 mod pieces;
-mod roster;
+pub mod roster;
 mod serve;
 mod token;
 

@@ -1,21 +1,22 @@
 //! Who may speak here, and what the leader does about its members: decided from the state and the log's members alone.
 //! Pure. Must never let somebody back in who was removed or lost its log, nor remove the voters that a quorum needs.
 
-use crate::raft::{Change, Members};
+use crate::raft::{self, Change, Members};
 use crate::state::{Member, State, Wants, lost_log, removed};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Voters of one lattice: with more, each write waits for more disks and hardly more losses are borne.
-pub(super) const VOTERS_MAX: usize = 7;
+pub const VOTERS_MAX: usize = 7;
 /// How long a replacement must have been there and up to date.
 pub(super) const STABLE_MS: u64 = 5_000;
 /// Entries by which a member may trail and still count as having caught up.
-pub(super) const BEHIND_MAX: u64 = 100;
+pub const BEHIND_MAX: u64 = 100;
 
 /// Why a greeting is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Stranger {
+pub enum Stranger {
     /// It shall end.
     Removed(String),
     Refused(String),
@@ -23,12 +24,12 @@ pub(super) enum Stranger {
 
 /// Whether scheduler `id` is out for good: not wanted any more, and no part of the log's quorum either. Until then its
 /// vote may be needed for its own removal.
-pub(super) fn is_out(id: u64, state: &State, members: &Members) -> bool {
-    state.was_removed(id) && !members.contains(id)
+pub fn is_out(id: u64, state: &State, members: &Members) -> bool {
+    state.was_removed(id) && !members.contains(id) && !built_in(Fault::RemovedComesBack)
 }
 
 /// Whether a member that greets so may speak to member `me`.
-pub(super) fn admit(
+pub fn admit(
     state: &State,
     members: &Members,
     me: u64,
@@ -62,17 +63,17 @@ pub(super) fn admit(
 }
 
 /// What the leader knows.
-pub(super) struct Known<'a> {
-    pub(super) me: u64,
-    pub(super) wanted: &'a BTreeMap<u64, Member>,
-    pub(super) members: &'a Members,
+pub struct Known<'a> {
+    pub me: u64,
+    pub wanted: &'a BTreeMap<u64, Member>,
+    pub members: &'a Members,
     /// Reached, and not far behind.
-    pub(super) ready: &'a BTreeSet<u64>,
+    pub ready: &'a BTreeSet<u64>,
 }
 
 /// The next change of the log's members towards those that are wanted; empty: they are as they should be, or have to
 /// wait for somebody to catch up.
-pub(super) fn next_change(known: &Known<'_>) -> Vec<Change> {
+pub fn next_change(known: &Known<'_>) -> Vec<Change> {
     let Known { me, wanted, members, ready } = known;
     if members.is_joint() || wanted.is_empty() {
         return Vec::new();
@@ -101,6 +102,32 @@ pub(super) fn next_change(known: &Known<'_>) -> Vec<Change> {
     let all = members.voters.iter().chain(&members.learners);
     changes.extend(all.filter(|id| !wanted.contains_key(id) && *id != me).map(|id| Change::Remove(*id)));
     changes
+}
+
+/// Of those that are reached, who is not far behind.
+pub fn ready(status: &raft::Status, mut reached: BTreeSet<u64>) -> BTreeSet<u64> {
+    let behind = |id: &u64| {
+        let at = status.progress.iter().find(|(other, _)| other == id).map_or(0, |(_, index)| *index);
+        at == 0 || at + BEHIND_MAX < status.committed
+    };
+    reached.retain(|id| !behind(id));
+    reached
+}
+
+/// The change that a leader makes now, if any. One without steps ends a joint change that was left half done.
+pub fn due(status: &raft::Status, wanted: &BTreeMap<u64, Member>, reached: BTreeSet<u64>) -> Option<Vec<Change>> {
+    if status.members.is_joint() {
+        // It is left by itself, unless a leader ended in the middle of it.
+        return Some(Vec::new());
+    }
+    let ready = ready(status, reached);
+    let changes = next_change(&Known { me: status.id, wanted, members: &status.members, ready: &ready });
+    Some(changes).filter(|changes| !changes.is_empty())
+}
+
+/// Whether a leader has to hand over: it was removed, and whoever leads never takes itself out.
+pub fn abdicates(me: u64, wanted: &BTreeMap<u64, Member>) -> bool {
+    !wanted.is_empty() && !wanted.contains_key(&me) && !built_in(Fault::RemovedLeads)
 }
 
 /// How long each member has been as it is, as the leader sees it.
@@ -133,7 +160,7 @@ pub(super) fn replaceable(known: &Known<'_>, since: &BTreeMap<u64, Since>, after
 }
 
 /// Whether scheduler `id` can be removed without the others losing their quorum. `reached` includes the leader.
-pub(super) fn check_removal(
+pub fn check_removal(
     id: u64,
     wanted: &BTreeMap<u64, Member>,
     members: &Members,
@@ -155,7 +182,7 @@ pub(super) fn check_removal(
     }
     let silent: Vec<String> = left.iter().filter(|id| !reached.contains(id)).map(u64::to_string).collect();
     let needed = left.len() / 2 + 1;
-    if left.len() - silent.len() < needed {
+    if left.len() - silent.len() < needed && !built_in(Fault::QuorumRemoved) {
         let silent = silent.join(", ");
         return Err(format!(
             "without scheduler {id}, {needed} of {} voters would have to agree, and not reached: {silent}; start or remove \
@@ -167,7 +194,7 @@ pub(super) fn check_removal(
 }
 
 /// How a scheduler is, and what to do about it. `lost`: why it is not reached.
-pub(super) fn state(
+pub fn state(
     id: u64,
     wanted: &BTreeMap<u64, Member>,
     members: &Members,
@@ -201,7 +228,7 @@ pub(super) fn state(
 }
 
 /// The voter that leadership goes to: one that is ready, and has most of the log.
-pub(super) fn heir(me: u64, members: &Members, ready: &BTreeSet<u64>, progress: &[(u64, u64)]) -> Option<u64> {
+pub fn heir(me: u64, members: &Members, ready: &BTreeSet<u64>, progress: &[(u64, u64)]) -> Option<u64> {
     let has = |id: u64| progress.iter().find(|(other, _)| *other == id).map_or(0, |(_, index)| *index);
     let voters = members.voters.iter().copied().filter(|id| *id != me && ready.contains(id));
     voters.max_by_key(|id| (has(*id), std::cmp::Reverse(*id)))

@@ -7,6 +7,7 @@ use super::spread::{attribute, daemon_target, shares};
 use super::{Plan, Unplaced};
 use crate::state::{AppState, Placed, State};
 use proto::app::{App, Component, HostId, Kind, Name, SPREADS_MAX, Scaler, Spread};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -150,7 +151,7 @@ impl Planned<'_> {
             let met = fits.iter().take(SPREADS_MAX).enumerate().filter(|(_, f)| f[number]);
             met.fold(0u64, |bits, (i, _)| bits | 1 << i)
         };
-        let sticky = matches!(self.spec.kind, Kind::Provider(_));
+        let sticky = matches!(self.spec.kind, Kind::Provider(_)) && !built_in(Fault::StoreMoves);
         let mut kept = Groups::default();
         let mut lost = Groups::default();
         let mut draining = Groups::default();
@@ -172,7 +173,7 @@ impl Planned<'_> {
         // What no live host can take stays where it was: the host may come back with it.
         let (surplus, unfilled) = attribute(&lost.supply(), &unfilled);
         want.extend(lost.without(&surplus));
-        let replaced = self.all_running(&want, columns);
+        let replaced = self.all_running(&want, columns) || built_in(Fault::EagerDrain);
         if replaced {
             let (surplus, _) = attribute(&draining.supply(), &unfilled);
             want.extend(draining.without(&surplus));
@@ -193,7 +194,7 @@ impl Planned<'_> {
         columns: &mut Columns<'_>,
         plan: &mut Plan,
     ) -> Vec<u64> {
-        let home = self.state.homes.get(self.key);
+        let home = self.state.homes.get(self.key).filter(|_| !built_in(Fault::StoreMoves));
         for (share, _) in shares {
             if open[*share] == 0 {
                 continue;
@@ -269,7 +270,8 @@ impl Planned<'_> {
             let revision = match before {
                 Some(p) if p.revision != current => {
                     // A host that was not heard yet, by a new leader say, may well run it.
-                    let known = columns.hosts[*number].lost || self.observed.is_told(host);
+                    let blind = built_in(Fault::SilenceIsIdleness);
+                    let known = columns.hosts[*number].lost || self.observed.is_told(host) || blind;
                     let idle = known && !self.observed.is_running(host, self.key, p.revision);
                     let free = idle || self.same_as_current(p.revision);
                     if free {
@@ -291,6 +293,9 @@ impl Planned<'_> {
 
     /// How many more hosts may change now. None while one of them failed with the new revision.
     fn rollout_budget(&self, placed: &BTreeMap<HostId, Placed>, columns: &Columns<'_>) -> usize {
+        if built_in(Fault::RolloutAtOnce) {
+            return placed.len();
+        }
         let current = self.app.current;
         let mut changing = 0;
         for (host, _) in placed.iter().filter(|(_, p)| p.revision == current) {
@@ -298,7 +303,8 @@ impl Planned<'_> {
                 continue;
             }
             let now = self.observed.running(host, self.key);
-            if now.iter().any(|r| r.revision == current && r.state == pb::RunState::Failed) {
+            let failed = now.iter().any(|r| r.revision == current && r.state == pb::RunState::Failed);
+            if failed && !built_in(Fault::RolloutThroughFailures) {
                 return 0;
             }
             changing += usize::from(!self.observed.is_running(host, self.key, current));

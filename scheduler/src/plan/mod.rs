@@ -17,6 +17,7 @@ pub use spread::daemon_target;
 
 use crate::state::State;
 use proto::app::{HostId, Name};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 
 /// Changes in one plan: keeps one log entry below the bound of an entry.
@@ -91,14 +92,17 @@ fn leases(state: &State, observed: &Observed, now_ms: u64, config: &Config, plan
     let mut alive = 0usize;
     for (id, host) in &state.hosts {
         let seen = observed.hosts.get(id);
-        let heard_ms = seen.map_or(0, |s| s.at_ms).max(observed.since_ms);
+        let since_ms = if built_in(Fault::NoGrace) { 0 } else { observed.since_ms };
+        let heard_ms = seen.map_or(0, |s| s.at_ms).max(since_ms);
         let is_silent = now_ms.saturating_sub(heard_ms) >= config.lost_ms;
         let is_leaving = seen.is_some_and(|s| s.leaving);
         match (host.lost, is_leaving, is_silent) {
             (false, true, _) => left.push(id.clone()),
             (false, false, true) => silent.push(id.clone()),
             (false, false, false) => alive += 1,
-            (true, false, false) if seen.is_some_and(|s| s.at_ms >= observed.since_ms) => {
+            (true, false, false)
+                if seen.is_some_and(|s| s.at_ms >= observed.since_ms) && !built_in(Fault::LostForGood) =>
+            {
                 plan.returned.push(id.clone());
             }
             (true, ..) => {
@@ -110,7 +114,7 @@ fn leases(state: &State, observed: &Observed, now_ms: u64, config: &Config, plan
         }
     }
     // A large share of a fleet does not die in the same moment.
-    plan.brake = silent.len() > alive && silent.len() >= 3;
+    plan.brake = silent.len() > alive && silent.len() >= 3 && !built_in(Fault::NoBrake);
     if !plan.brake {
         plan.lost = silent;
     }

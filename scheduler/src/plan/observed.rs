@@ -2,6 +2,7 @@
 
 use crate::state::HOSTS_MAX;
 use proto::app::{HostId, Name};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -75,12 +76,12 @@ impl Observed {
     pub fn beat(&mut self, host: &HostId, beat: &pb::Beat, now_ms: u64) -> Heard {
         let seen = self.hosts.entry(host.clone()).or_default();
         if seen.boot == beat.boot {
-            if beat.seq <= seen.seq {
+            if beat.seq <= seen.seq && !built_in(Fault::OldBeatTaken) {
                 return Heard::Stale;
             }
         } else {
             // Boot ids are ULIDs: a later boot sorts behind an earlier one of the same host.
-            if beat.boot < seen.boot {
+            if beat.boot < seen.boot && !built_in(Fault::OldBootTaken) {
                 return Heard::Stale;
             }
             *seen = Seen { boot: beat.boot.clone(), ..Seen::default() };

@@ -20,11 +20,12 @@ const LINGER_TRIES: u32 = 40;
 const LINGER_WAIT: Duration = Duration::from_millis(50);
 
 /// A key, and its value or none to remove it.
-pub(super) type Change = (Vec<u8>, Option<Vec<u8>>);
+pub type Change = (Vec<u8>, Option<Vec<u8>>);
 /// Sees one key and its value; an error ends the scan.
-pub(super) type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), Error> + 'a;
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), Error> + 'a;
 
-pub(super) trait Disk: Send + 'static {
+/// What the records of a member are kept on.
+pub trait Disk: Send + 'static {
     /// The file to name when something is wrong with its content.
     fn file(&self) -> &Path;
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error>;

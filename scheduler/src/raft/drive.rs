@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use proto::fault::{Fault, built_in};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -44,10 +45,26 @@ pub(super) fn abort(error: &Error) {
 pub(super) fn start<S: StateMachine, D: Disk>(
     config: Config,
     disk: D,
-    mut state: S,
+    state: S,
     transport: Box<dyn Transport>,
     on_fatal: OnFatal,
 ) -> Result<Handle, Error> {
+    let (driver, handle, events) = open(config, disk, state, transport)?;
+    let guard = Guard { on_fatal: Some(on_fatal) };
+    std::thread::Builder::new()
+        .name("raft".to_owned())
+        .spawn(move || driver.run(&events, guard))
+        .map_err(|source| Error::Io { doing: "cannot start the thread of", path: "raft".into(), source })?;
+    Ok(handle)
+}
+
+/// Reads the disk and restores the state; nothing moves yet.
+pub(super) fn open<S: StateMachine, D: Disk>(
+    config: Config,
+    disk: D,
+    mut state: S,
+    transport: Box<dyn Transport>,
+) -> Result<(Driver<S, D>, Handle, Receiver<Event>), Error> {
     let begin = Begin { voters: &config.voters, log_id: &config.log_id, may_begin: config.may_begin, at: GENESIS };
     let (store, opened) = Store::open(disk, &config.dir, config.id, &begin, || state.snapshot())?;
     let applied = opened.start.snapshot.index;
@@ -82,12 +99,7 @@ pub(super) fn start<S: StateMachine, D: Disk>(
         config,
         status,
     };
-    let guard = Guard { on_fatal: Some(on_fatal) };
-    std::thread::Builder::new()
-        .name("raft".to_owned())
-        .spawn(move || driver.run(&events, guard))
-        .map_err(|source| Error::Io { doing: "cannot start the thread of", path: "raft".into(), source })?;
-    Ok(handle)
+    Ok((driver, handle, events))
 }
 
 /// A proposal that waits for its commit.
@@ -128,7 +140,7 @@ impl Drop for Guard {
     }
 }
 
-struct Driver<S, D> {
+pub(super) struct Driver<S, D> {
     node: Node,
     state: S,
     transport: Box<dyn Transport>,
@@ -160,13 +172,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
     }
 
     fn turn(&mut self, events: &Receiver<Event>) -> Result<(), Error> {
-        // What is committed may change the members: only then it is known who is alone.
-        self.work()?;
-        if self.node.is_alone() {
-            self.node.campaign().map_err(Error::Machine)?;
-            self.work()?;
-        }
-        self.publish();
+        self.begin()?;
         let tick = Duration::from_millis(self.config.tick_ms);
         let mut due = Instant::now() + tick;
         loop {
@@ -179,15 +185,33 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
                 }
             }
             due = due.max(Instant::now());
-            self.begin_reads();
-            self.work()?;
-            self.truncate()?;
-            self.store.sweep(SWEEP_RECORDS)?;
-            self.publish();
+            self.finish_round()?;
             if flow.is_break() {
                 return Ok(());
             }
         }
+    }
+
+    /// Does what was committed before; a member that is alone leads at once.
+    pub(super) fn begin(&mut self) -> Result<(), Error> {
+        // What is committed may change the members: only then it is known who is alone.
+        self.work()?;
+        if self.node.is_alone() {
+            self.node.campaign().map_err(Error::Machine)?;
+            self.work()?;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// What follows from the events that were taken and the ticks that passed.
+    pub(super) fn finish_round(&mut self) -> Result<(), Error> {
+        self.begin_reads();
+        self.work()?;
+        self.truncate()?;
+        self.store.sweep(SWEEP_RECORDS)?;
+        self.publish();
+        Ok(())
     }
 
     /// Takes in what arrived, waiting until `due` for the first.
@@ -218,7 +242,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
         ControlFlow::Continue(())
     }
 
-    fn take(&mut self, event: Event) -> ControlFlow<()> {
+    pub(super) fn take(&mut self, event: Event) -> ControlFlow<()> {
         match event {
             Event::Propose { data, answer, permit } => {
                 let taken = self.node.propose(data);
@@ -230,6 +254,9 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
             }
             Event::Transfer { to, answer } => {
                 let _ = answer.send(self.node.transfer(to).map_err(|why| not_taken(why, self.waiting.len())));
+            }
+            Event::Read { answer, .. } if built_in(Fault::StaleRead) => {
+                let _ = answer.send(Ok(self.applied));
             }
             Event::Read { answer, permit } => {
                 self.reads.queued.push(Asked { answer, _permit: permit, since: self.ticks });
@@ -267,7 +294,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
         }
     }
 
-    fn tick(&mut self) {
+    pub(super) fn tick(&mut self) {
         self.ticks += 1;
         self.node.tick();
         if self.node.role() == Role::Leader {
@@ -315,6 +342,10 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
         while let Some(work) = self.node.ready().map_err(Error::Machine)? {
             let Work { messages, snapshot, entries, hard, must_sync, messages_after, committed, reads, receipt } = work;
             self.send(messages);
+            let mut messages_after = messages_after;
+            if built_in(Fault::SendBeforeWrite) {
+                self.send(std::mem::take(&mut messages_after));
+            }
             self.apply(committed)?;
             if let Some(Installed { meta, data }) = &snapshot {
                 let refused = |detail| Error::Newer { index: meta.index, detail };
@@ -353,7 +384,9 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
             let Committed { term, index, .. } = entry;
             assert_eq!(index, self.applied + 1, "entries are applied in order, each once");
             let outcome = if entry.change {
-                self.store.commit(index)?;
+                if !built_in(Fault::ChangeBeforeCommit) {
+                    self.store.commit(index)?;
+                }
                 self.node.apply_change(&entry).map_err(Error::Machine)?;
                 info!(index, members = ?self.node.members(), "members changed");
                 Vec::new()
@@ -365,7 +398,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
             };
             self.applied = index;
             match self.waiting.remove(&index) {
-                Some(waiting) if waiting.term == term => {
+                Some(waiting) if waiting.term == term || built_in(Fault::TermOfWaiterIgnored) => {
                     let _ = waiting.answer.send(Ok(Applied { index, outcome }));
                 }
                 Some(waiting) => {
@@ -404,7 +437,9 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
     }
 
     fn answer_reads(&mut self) {
-        while let Some(first) = self.reads.confirmed.first_entry().filter(|first| *first.key() <= self.applied) {
+        let all = built_in(Fault::ReadBeforeApplied);
+        let applied = self.applied;
+        while let Some(first) = self.reads.confirmed.first_entry().filter(|first| all || *first.key() <= applied) {
             let index = *first.key();
             for asked in first.remove() {
                 let _ = asked.answer.send(Ok(index));

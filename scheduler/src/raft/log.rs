@@ -103,6 +103,11 @@ impl Log {
         &self.conf
     }
 
+    /// The members that the stored snapshot names.
+    pub(super) fn snapshot_conf(&self) -> &ConfState {
+        &self.snapshot_conf
+    }
+
     /// The members as of what is applied.
     pub(super) fn set_conf(&mut self, conf: ConfState) {
         self.conf = conf;

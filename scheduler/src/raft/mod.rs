@@ -5,7 +5,7 @@
 //! Reading order: this file (the seam), `handle` (what the rest of the scheduler holds), `drive` (the one loop),
 //! `node` (the machine without IO), `members` (who takes part), `timeout`, `log` (its memory), `wire` (what members say
 //! to each other), `storage` (records on disk), `disk` (sled, and the one place that makes bytes durable), `offline` (a
-//! log that nobody runs).
+//! log that nobody runs), `stepped` (a member without a thread).
 
 mod disk;
 mod drive;
@@ -15,6 +15,7 @@ mod log;
 mod members;
 pub mod node;
 pub mod offline;
+mod stepped;
 mod storage;
 mod timeout;
 mod wire;
@@ -24,10 +25,12 @@ mod tests;
 
 use std::path::PathBuf;
 
+pub use disk::{Change as DiskChange, Disk, Visit};
 pub use error::Error;
 pub use handle::{Applied, Handle, Status};
 pub use members::{Change, Members};
 pub use node::Role;
+pub use stepped::Stepped;
 
 /// What the log drives. `apply` must be deterministic: same entries, same state, same answers, on every member.
 pub trait StateMachine: Send + 'static {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use proto::fault::{Fault, built_in};
 use proto::v1::{RaftEntry, RaftHardState, RaftSnapshotMeta};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, RawNode, ReadOnlyOption, ReadState, Ready, SnapshotStatus, StateRole};
@@ -362,7 +363,9 @@ impl Node {
     /// The position of a snapshot of everything applied up to `index`.
     pub fn snapshot_meta(&self, index: u64) -> Option<RaftSnapshotMeta> {
         let position = self.raw.store().position(index)?;
-        let conf = wire::conf_out(self.raw.store().conf());
+        let log = self.raw.store();
+        let old = built_in(Fault::SnapshotOfOldMembers);
+        let conf = wire::conf_out(if old { log.snapshot_conf() } else { log.conf() });
         Some(RaftSnapshotMeta { index, term: position.term, conf: Some(conf) })
     }
 

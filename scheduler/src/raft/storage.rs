@@ -11,6 +11,7 @@ use proto::v1::{
 use super::disk::{Change, Disk, VALUE_BYTES_MAX};
 use super::node::{ENTRY_BYTES_LIMIT, Installed, Start};
 use super::{Error, wire};
+use proto::fault::{Fault, built_in};
 
 const FORMAT: u32 = 1;
 const MEMBER: &[u8] = b"m/member";
@@ -75,7 +76,9 @@ impl<D: Disk> Store<D> {
         fresh: impl FnOnce() -> Vec<u8>,
     ) -> Result<(Self, Opened), Error> {
         let mut store = match read::<RaftMember, D>(&disk, MEMBER)? {
-            None if !begin.may_begin => return Err(Error::LostLog { dir: dir.to_path_buf(), id }),
+            None if !begin.may_begin && !built_in(Fault::LostLogBegunAnew) => {
+                return Err(Error::LostLog { dir: dir.to_path_buf(), id });
+            }
             None => return Self::begin(disk, id, begin, fresh()),
             Some(mut member) => {
                 if member.format != FORMAT {
@@ -153,6 +156,9 @@ impl<D: Disk> Store<D> {
     ) -> Result<(), Error> {
         if let Some(hard) = hard {
             self.hard = hard;
+        }
+        if built_in(Fault::VoteForgotten) {
+            self.hard.vote = 0;
         }
         if !must_sync {
             return Ok(());
@@ -243,7 +249,9 @@ impl<D: Disk> Store<D> {
     }
 
     fn sync(&mut self) -> Result<(), Error> {
-        self.disk.sync()?;
+        if !built_in(Fault::AckBeforeFsync) {
+            self.disk.sync().or_else(|e| if built_in(Fault::SyncErrorIgnored) { Ok(()) } else { Err(e) })?;
+        }
         self.syncs += 1;
         Ok(())
     }
@@ -434,7 +442,7 @@ fn read<M: prost::Message + Default, D: Disk>(disk: &D, key: &[u8]) -> Result<Op
 
 fn unseal<'a, D: Disk>(disk: &D, key: &[u8], value: &'a [u8]) -> Result<&'a [u8], Error> {
     match value.split_first_chunk::<CRC_BYTES>() {
-        Some((sum, body)) if u32::from_be_bytes(*sum) == crc(key, body) => Ok(body),
+        Some((sum, body)) if u32::from_be_bytes(*sum) == crc(key, body) || built_in(Fault::ChecksumIgnored) => Ok(body),
         _ => Err(damaged(disk, key, "does not match its checksum")),
     }
 }

@@ -5,6 +5,7 @@ use super::{ANSWERED_MAX, APPS_MAX, AppState, HOSTS_MAX, HostState, Placed, RETI
 use super::{State, Touched};
 use prost::Message;
 use proto::app::{App, HostId, Kind, Name, REPLICAS_MAX, SPREADS_MAX, Scaler};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use proto::v1::command::What;
 use std::collections::BTreeSet;
@@ -71,6 +72,7 @@ impl State {
     ) -> pb::Outcome {
         if !command.request_id.is_empty()
             && let Some(before) = self.answered.get(&command.request_id)
+            && !built_in(Fault::NoDedup)
         {
             return before.clone();
         }
@@ -147,7 +149,7 @@ impl State {
     /// A route belongs to one app.
     fn route_taken(&self, app: &App) -> Option<String> {
         let wanted: BTreeSet<(&str, &str)> = routes_of(app).collect();
-        if wanted.is_empty() {
+        if wanted.is_empty() || built_in(Fault::RouteTwice) {
             return None;
         }
         for (other, at) in self.apps.iter().filter(|(n, a)| **n != app.name && !a.deleting) {
@@ -167,6 +169,7 @@ impl State {
         let routes_after = owned_routes(&app);
         let name = app.name.clone();
         let retired = self.retired.iter().position(|(n, _)| *n == name).and_then(|at| self.retired.remove(at));
+        let retired = retired.filter(|_| !built_in(Fault::RevisionUsedTwice));
         let at = self.apps.entry(name.clone()).or_insert_with(|| AppState {
             version: 0,
             current: 0,
@@ -222,7 +225,8 @@ impl State {
 
     /// An app that is being deleted is gone when nothing of it is placed.
     fn drop_if_empty(&mut self, name: &Name, touched: &mut BTreeSet<Touched>) -> bool {
-        let gone = self.apps.get(name).is_some_and(|a| a.deleting) && self.placed_revisions(name).is_empty();
+        let gone = self.apps.get(name).is_some_and(|a| a.deleting)
+            && (self.placed_revisions(name).is_empty() || built_in(Fault::GoneTooEarly));
         if gone {
             self.homes.retain(|(app, _), _| app != name);
             if let Some((last, _)) = self.apps.remove(name).and_then(|app| app.revisions.into_iter().next_back()) {
@@ -418,7 +422,7 @@ impl State {
     }
 
     fn commit_plan(&mut self, index: u64, c: &pb::CommitPlan, touched: &mut BTreeSet<Touched>) -> Result<Done> {
-        if c.based_on != self.plan_base {
+        if c.based_on != self.plan_base && !built_in(Fault::StalePlanTaken) {
             return refuse(
                 "stale",
                 format!("the plan was made on {}, the state has moved to {}", c.based_on, self.plan_base),
@@ -439,7 +443,9 @@ impl State {
             apps.insert(key.0);
         }
         for id in hosts {
-            if let Some(host) = self.hosts.get_mut(&id) {
+            if let Some(host) = self.hosts.get_mut(&id)
+                && !built_in(Fault::GenerationKept)
+            {
                 host.generation = index;
             }
             touched.insert(Touched::Host(id));
@@ -529,7 +535,7 @@ impl State {
 
     fn expect_version(&self, name: &Name, if_version: u64) -> Result<()> {
         let version = self.apps.get(name).map_or(0, |a| a.version);
-        if if_version != 0 && if_version != version {
+        if if_version != 0 && if_version != version && !built_in(Fault::IfVersionIgnored) {
             return refuse(
                 "conflict",
                 format!("app \"{name}\" is at version {version}, not {if_version}; get it again and repeat the change"),

@@ -3,6 +3,7 @@
 
 use super::State;
 use super::apply::{Done, Result, refuse};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 
 /// Schedulers of one lattice: seven voters, and two that stand by.
@@ -142,7 +143,10 @@ impl State {
                 ),
             );
         }
-        let id = self.next_member;
+        let mut id = self.next_member;
+        if built_in(Fault::IdGivenTwice) {
+            id = (1..id).find(|id| !self.members.contains_key(id)).unwrap_or(id);
+        }
         self.expect_free(&c.peer, id)?;
         let wants = if c.standby { Wants::Standby } else { Wants::Auto };
         let member = Member {
@@ -153,7 +157,7 @@ impl State {
             vocabulary: c.vocabulary.max(1),
         };
         self.members.insert(id, member);
-        self.next_member += 1;
+        self.next_member = self.next_member.max(id + 1);
         Ok(Done { change: "created", ..Done::default() })
     }
 

@@ -3,6 +3,7 @@
 use super::{AppState, HostState, Placed, Revision, State, VERSION};
 use prost::Message;
 use proto::app::{App, HostId, Name};
+use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use std::sync::Arc;
 
@@ -46,6 +47,7 @@ impl State {
             answered: self
                 .answered_order
                 .iter()
+                .filter(|_| !built_in(Fault::SnapshotForgetsAnswers))
                 .filter_map(|id| {
                     let outcome = self.answered.get(id)?.encode_to_vec();
                     Some(pb::Answered { request_id: id.clone(), outcome })
@@ -54,6 +56,7 @@ impl State {
             homes: self
                 .homes
                 .iter()
+                .filter(|_| !built_in(Fault::SnapshotForgetsHomes))
                 .map(|((app, component), host)| pb::Home {
                     app: app.to_string(),
                     component: component.to_string(),
