@@ -17,5 +17,6 @@ mod replica;
 mod run;
 pub mod state;
 pub mod status;
+mod tls;
 
 pub use run::{Config, Error, Scheduler};

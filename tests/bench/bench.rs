@@ -12,7 +12,9 @@
 //! `figures` is the arithmetic.
 
 mod apply;
+mod control;
 mod counter;
+mod etcd;
 mod figures;
 mod hello;
 mod keyvalue;
@@ -41,6 +43,8 @@ const SECTIONS: &[Section] = &[
     ("plan", "placement on 5,000 hosts", plan::run),
     ("apply", "from `lattice apply` to the first answer", apply::run),
     ("raft", "committed entries of 1 KiB, one member, beside the same disk alone", raft::run),
+    ("control", "writes through the API of 1 and 3 schedulers, beside etcd on the same disk", control::run),
+    ("failover", "from the leader killed to the next write, three schedulers beside three of etcd", control::failover),
     ("memory", "resident memory of idle processes", memory::run),
     ("walls", "what one actor's clients notice of a hundred hostile actors beside it", walls::run),
 ];
@@ -144,12 +148,19 @@ impl Bench {
                 problem
             })
         };
-        [lacks("wasmtime", self.wasmtime()), lacks("nats-server", self.nats_server())].into_iter().flatten().collect()
+        [lacks("wasmtime", self.wasmtime()), lacks("nats-server", self.nats_server()), lacks("etcd", self.etcd())]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// The wasmtime command line, if it is here.
     pub(crate) fn wasmtime(&self) -> Option<PathBuf> {
         self.tool("wasmtime")
+    }
+
+    pub(crate) fn etcd(&self) -> Option<PathBuf> {
+        self.tool("etcd")
     }
 
     pub(crate) fn nats_server(&self) -> Option<PathBuf> {

@@ -64,6 +64,43 @@ pub(crate) fn host(dir: &Path, url: &str, more: &[&str]) -> Result<Process> {
     Ok(process)
 }
 
+/// A `lattice scheduler` on the bus at `url`, with a listener for others.
+pub(crate) struct Scheduler {
+    pub(crate) process: Process,
+    pub(crate) id: u64,
+    pub(crate) api: String,
+    pub(crate) peer: String,
+    dir: PathBuf,
+    url: String,
+}
+
+impl Scheduler {
+    /// With its data in `dir`; `join` is the address of another one and a token of it.
+    pub(crate) fn start(dir: &Path, url: &str, join: Option<(&str, &str)>) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("can not make {}", dir.display()))?;
+        let mut command = lattice();
+        command.arg("scheduler").arg("--data").arg(dir.join("data")).args(["--nats", url]);
+        command.args(["--api", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"]);
+        if let Some((at, token)) = join {
+            command.args(["--join", at, "--token", token]);
+        }
+        let mut process = Process::start(&mut command, dir.join("scheduler.log"))?;
+        process.said("next:").context("lattice scheduler")?;
+        let (api, peer) = (process.said("api ")?, process.said("peer ")?);
+        let id = process.said("scheduler ")?.parse().context("lattice scheduler says no id")?;
+        Ok(Self { process, id, api, peer, dir: dir.to_owned(), url: url.to_owned() })
+    }
+
+    /// After its process was killed.
+    pub(crate) fn again(&self) -> Result<Self> {
+        Self::start(&self.dir, &self.url, None)
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Result<String> {
+        process::output(lattice().args(args).args(["--api", &self.api]))
+    }
+}
+
 /// Without what the user's environment says of other lattices.
 fn lattice() -> Command {
     let mut command = Command::new(BINARY);

@@ -53,6 +53,13 @@ impl Process {
         self.pid
     }
 
+    /// Ends it at once, as a power cut would.
+    pub(crate) fn kill(&self) -> Result<()> {
+        let mut child = lock(&self.child);
+        child.kill().context("can not end a process")?;
+        child.wait().map(drop).context("can not wait for a process that was ended")
+    }
+
     /// What follows `name` on the line of its output that begins with it.
     pub(crate) fn said(&mut self, name: &str) -> Result<String> {
         let log = self.log.clone();
