@@ -126,6 +126,9 @@ pub(crate) struct Connect {
     /// PEM certificate of the CA that signed the API's certificate; means https
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
+    /// SHA-256 of the authority that signed the API's certificate, in hex; means https
+    #[arg(long, value_name = "HEX", conflicts_with = "ca", value_parser = fingerprint)]
+    pub(crate) fingerprint: Option<[u8; 32]>,
     /// File with the token that the API demands [env: LATTICE_TOKEN is the token itself]
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
@@ -139,12 +142,17 @@ impl Connect {
             (api, context) => (api.clone(), context.clone()),
         };
         let token_file = self.token_file.clone().or_else(|| before.token_file.clone());
-        Self { api, context, ca: self.ca.clone().or_else(|| before.ca.clone()), token_file }
+        let ca = self.ca.clone().or_else(|| before.ca.clone());
+        Self { api, context, ca, fingerprint: self.fingerprint.or(before.fingerprint), token_file }
     }
 
     #[cfg(any(feature = "host", feature = "scheduler"))]
     pub(crate) fn is_given(&self) -> bool {
-        self.api.is_some() || self.context.is_some() || self.ca.is_some() || self.token_file.is_some()
+        self.api.is_some()
+            || self.context.is_some()
+            || self.ca.is_some()
+            || self.fingerprint.is_some()
+            || self.token_file.is_some()
     }
 }
 
@@ -221,6 +229,20 @@ pub(crate) fn command() -> Command {
         .after_help(EXAMPLES)
 }
 
+/// A SHA-256 as 64 hex digits, colons between them or not.
+pub(crate) fn fingerprint(text: &str) -> Result<[u8; 32], String> {
+    let digits: String = text.chars().filter(|c| *c != ':').collect();
+    let wrong = || "write the 64 hex digits that the scheduler prints as its fingerprint".to_owned();
+    if digits.len() != 64 || !digits.is_ascii() {
+        return Err(wrong());
+    }
+    let mut out = [0; 32];
+    for (byte, at) in out.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| wrong())?;
+    }
+    Ok(out)
+}
+
 /// What was typed, or clap's own error (exit code 2) or help (exit code 0).
 pub(crate) fn parse(typed: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Cli, clap::Error> {
     let matches = command().try_get_matches_from(typed)?;
@@ -276,6 +298,16 @@ mod tests {
         for verb in command().get_subcommands() {
             assert!(verb.get_about().is_some(), "{}", verb.get_name());
             assert!(verb.get_after_help().is_some(), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn fingerprints_are_sixty_four_digits() {
+        let digits = "0a".repeat(32);
+        assert_eq!(fingerprint(&digits), Ok([10; 32]));
+        assert_eq!(fingerprint(&"0A:".repeat(32)), Ok([10; 32]));
+        for wrong in ["", "0a", &"0x".repeat(32), &"+1".repeat(31), &"é".repeat(32)] {
+            assert!(fingerprint(wrong).unwrap_err().contains("64 hex digits"), "{wrong}");
         }
     }
 

@@ -80,6 +80,7 @@ impl Client {
         target = match &endpoint.trust {
             Trust::Plain => target,
             Trust::Ca(ca) => trust_ca(target, ca)?,
+            Trust::Authority(fingerprint) => crate::authority::trust(target, *fingerprint)?,
             #[cfg(all(feature = "host", feature = "scheduler"))]
             Trust::Pinned(certificate) => crate::run::pin::trust(target, certificate)?,
         };

@@ -28,6 +28,8 @@ pub(crate) enum Trust {
     Plain,
     /// A certificate that this CA signed, for the name or address in the URL.
     Ca(PathBuf),
+    /// Any certificate that the authority with this SHA-256 signed for an API.
+    Authority([u8; 32]),
     /// This very certificate, whatever names it has: how `up` knows itself.
     #[cfg(all(feature = "host", feature = "scheduler"))]
     Pinned(PathBuf),
@@ -71,6 +73,8 @@ struct Context {
     api: String,
     #[serde(default)]
     ca: Option<PathBuf>,
+    #[serde(default)]
+    fingerprint: Option<String>,
     #[serde(default)]
     token: Option<String>,
 }
@@ -130,7 +134,7 @@ fn parse(text: &str) -> Result<File, String> {
     serde_saphyr::from_str(text).map_err(|e| {
         let first = e.to_string();
         let first = first.lines().next().unwrap_or_default();
-        format!("{first}; it holds `current: NAME` and `contexts: {{NAME: {{api: ADDR, ca: FILE, token: TEXT}}}}`")
+        format!("{first}; it holds `current: NAME` and `contexts: {{NAME: {{api: ADDR, ca: FILE, fingerprint: HEX, token: TEXT}}}}`")
     })
 }
 
@@ -153,23 +157,30 @@ fn resolve(flags: &Connect, env: Option<String>, path: &Path, file: &File) -> Re
         },
     };
     let (address, says_tls) = split_address(&chosen.api)?;
-    let trust = match (says_tls, flags.ca.clone().or(chosen.ca)) {
+    let named = chosen.fingerprint.as_deref().map(crate::args::fingerprint).transpose();
+    let named = named.map_err(|why| format!("fingerprint of {address}: {why}"))?;
+    let given = match (&flags.ca, flags.fingerprint) {
+        (Some(ca), _) => Some(Trust::Ca(ca.clone())),
+        (None, Some(fingerprint)) => Some(Trust::Authority(fingerprint)),
+        (None, None) => named.map(Trust::Authority).or(chosen.ca.map(Trust::Ca)),
+    };
+    let trust = match (says_tls, given) {
         (Some(false), Some(_)) => {
             return Err(format!("a CA was given, but the address {} says http: write https://{address}", chosen.api));
         }
         (Some(true), None) => {
             return Err(format!(
-                "https://{address} needs --ca FILE, the PEM certificate of the CA that signed its own"
+                "https://{address} needs --ca FILE, the PEM certificate of the CA that signed its own, or --fingerprint"
             ));
         }
-        (_, Some(ca)) => Trust::Ca(ca),
+        (_, Some(trust)) => trust,
         (_, None) => Trust::Plain,
     };
     Endpoint { address, trust, token: chosen.token }.with_token(None)
 }
 
 fn plain_context(api: &str) -> Context {
-    Context { api: api.to_owned(), ca: None, token: None }
+    Context { api: api.to_owned(), ca: None, fingerprint: None, token: None }
 }
 
 /// `host:port` and whether it says https; `None` when it does not say.
@@ -209,7 +220,12 @@ mod tests {
     use super::*;
 
     fn flags(api: Option<&str>, context: Option<&str>, ca: Option<&str>) -> Connect {
-        Connect { api: api.map(Into::into), context: context.map(Into::into), ca: ca.map(Into::into), token_file: None }
+        Connect {
+            api: api.map(Into::into),
+            context: context.map(Into::into),
+            ca: ca.map(Into::into),
+            ..Connect::default()
+        }
     }
     fn file() -> File {
         parse(concat!(
@@ -255,6 +271,20 @@ mod tests {
         assert!(error.contains("in the clear"), "{error}");
         let local = resolve(&flags(Some("127.0.0.1:1"), None, None), None, Path::new("/"), &file()).unwrap();
         assert_eq!(local.with_token(Some("t".into())).unwrap().token.as_deref(), Some("t"));
+    }
+
+    #[test]
+    fn a_fingerprint_means_https_too() {
+        let named = |digits: &str| {
+            let text = format!("current: own\ncontexts: {{own: {{api: \"h:1\", fingerprint: \"{digits}\"}}}}");
+            resolve(&flags(None, None, None), None, Path::new("/"), &parse(&text).unwrap())
+        };
+        let endpoint = named(&"0b".repeat(32)).unwrap();
+        assert_eq!((endpoint.uri().as_str(), endpoint.trust), ("https://h:1", Trust::Authority([11; 32])));
+        assert!(named("0b").unwrap_err().contains("64 hex digits"));
+        let given = Connect { fingerprint: Some([7; 32]), ..flags(Some("https://h:1"), None, None) };
+        let endpoint = resolve(&given, None, Path::new("/"), &file()).unwrap();
+        assert_eq!(endpoint.trust, Trust::Authority([7; 32]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `lattice`, the one program: runs WebAssembly actors across machines that share only a NATS bus.
 //!
-//! Reading order: `args` (what can be typed), `context` and `client` (which API, and how it is asked), then a file for
+//! Reading order: `args` (what can be typed), `context`, `authority` and `client` (which API, why it is trusted,
+//! and how it is asked), then a file for
 //! each family of verbs: `apply` (with `local` and `follow`), `get`, `describe`, `inspect`, `registry`, `change`, `stream`,
 //! `top`, `schedulers`, `access`, `backup`, `call`; `print` (what all of them write) and `failure` (how they end). `run` has
 //! the server sides, compiled in by feature.
@@ -12,6 +13,7 @@ mod access;
 mod adapt;
 mod apply;
 mod args;
+mod authority;
 mod backup;
 mod call;
 mod change;

@@ -18,6 +18,7 @@ mod run;
 pub mod state;
 pub mod status;
 mod telemetry;
+mod tls;
 pub mod watched;
 
 pub use replica::Replica;

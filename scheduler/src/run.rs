@@ -64,6 +64,7 @@ pub enum Error {
 /// A running scheduler.
 pub struct Scheduler {
     addr: SocketAddr,
+    fingerprint: Option<String>,
     shared: Shared,
     peers: peer::Peers,
     stop: watch::Sender<bool>,
@@ -82,6 +83,15 @@ impl Scheduler {
         let replica = Replica::of(config.vocabulary);
         let (addr, listener) = api::bind(&config.api).await?;
         let mut door = peer::open(config.peer.as_ref(), config.id, config.lattice.as_str(), &data).await?;
+        let (source, fingerprint) = match (&config.api.tls, config.api.own_tls) {
+            (Some((cert, key)), _) => (Some(api::Source::Files(cert.clone(), key.clone())), None),
+            (None, true) => {
+                let authority = door.authority(&data)?;
+                let fingerprint = authority.fingerprint()?;
+                (Some(api::Source::Own(authority)), Some(fingerprint))
+            }
+            (None, false) => (None, None),
+        };
         let log = raft::Config {
             log_bytes_max: config.log_bytes_max,
             entry_bytes_max: ENTRY_BYTES_MAX,
@@ -97,15 +107,15 @@ impl Scheduler {
         let raft = opened.expect("opening the log does not panic")?;
         door.begun()?;
         outbox.connect(raft.clone());
-        let tls = config.api.tls.is_some();
+        let tls = config.api.tls.is_some() || config.api.own_tls;
         let (peers, inbox) =
-            peer::Peers::new(config.lattice.to_string(), raft.clone(), replica.clone(), outbox, addr, tls, door);
+            peer::Peers::new(config.lattice.to_string(), raft.clone(), replica.clone(), outbox, addr, tls, door)?;
         let artifacts = Artifacts::open(data.join("artifacts"), bus.clone()).await?;
         let events = Events::new(format!("/lattice/{}/scheduler", config.lattice));
         let shared = Shared::new(config.lattice.to_string(), bus, raft, replica, events, config.timers);
         let (stop, stopped) = watch::channel(false);
         let serving =
-            api::serve(&config.api, listener, shared.clone(), artifacts.clone(), peers.clone(), gate, stopped.clone())
+            api::serve(source, listener, shared.clone(), artifacts.clone(), peers.clone(), gate, stopped.clone())
                 .await?;
         let mut tasks = vec![tokio::spawn(serving)];
         let fetch: peer::Fetch = {
@@ -122,7 +132,7 @@ impl Scheduler {
         tasks.push(tokio::spawn(watched(observe(shared.clone(), stopped.clone()), broken.clone())));
         tasks.push(tokio::spawn(hold(shared.clone(), artifacts.clone(), stopped.clone())));
         tasks.push(tokio::spawn(sweep(shared.clone(), artifacts, stopped)));
-        Ok(Self { addr, shared, peers, stop, tasks, broken })
+        Ok(Self { addr, fingerprint, shared, peers, stop, tasks, broken })
     }
 
     /// Its id among the schedulers of the lattice.
@@ -143,6 +153,11 @@ impl Scheduler {
     /// What it counts, for Prometheus.
     pub fn metrics(&self) -> Box<dyn Collector> {
         Box::new(Scrape { id: self.id(), shared: self.shared.clone() })
+    }
+
+    /// By what clients know the API's certificate, if that is of the lattice's own authority.
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.fingerprint.as_deref()
     }
 
     /// Where the API listens.

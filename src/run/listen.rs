@@ -17,9 +17,11 @@ pub(crate) fn check(flag: &str, address: SocketAddr, has_tls: bool) -> Result<()
     if has_tls || is_loopback(address) {
         return Ok(());
     }
+    // A scheduler can make itself a certificate; browsers would not know that of an ingress.
+    let own = if flag == "--api" { " (a scheduler: or --own-tls)" } else { "" };
     Err(format!(
         "{flag} {address} is reachable from other machines, without TLS: \
-         add --tls-cert FILE --tls-key FILE, or listen on 127.0.0.1:{}",
+         add --tls-cert FILE --tls-key FILE{own}, or listen on 127.0.0.1:{}",
         address.port()
     ))
 }

@@ -18,6 +18,7 @@ Examples:
   lattice scheduler --nats tls://a:4222,tls://b:4222 --nats-creds l.creds
   lattice scheduler --nats nats://10.0.0.5:4222 --api 0.0.0.0:7400 \\
       --tls-cert api.pem --tls-key api.key
+  lattice scheduler --nats nats://10.0.0.5:4222 --api 0.0.0.0:7400 --own-tls
   lattice scheduler --nats URL --peer-listen 10.0.0.5:7401     others may join
   lattice scheduler --nats URL --peer-listen 10.0.0.6:7401 \\
       --join 10.0.0.5:7401 --token TOKEN
@@ -61,9 +62,15 @@ pub(crate) struct SchedulerArgs {
     /// Remove one that was not reached for so long, when another stands by that can take its place; 0s: never
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = crate::duration::parse, help_heading = "Several schedulers")]
     replace_after: std::time::Duration,
+    /// TLS for the API by the lattice's own authority, which clients know by the fingerprint that is printed
+    #[arg(long, conflicts_with_all = ["tls_cert", "tls_key"], help_heading = "TLS")]
+    own_tls: bool,
     /// Demand a token of who uses the API, on loopback too; beyond loopback it always is demanded
     #[arg(long)]
     require_token: bool,
+    /// How long its certificate among schedulers is good: for tests of its renewal
+    #[arg(long, value_name = "TIME", hide = true, value_parser = crate::duration::parse)]
+    leaf_life: Option<std::time::Duration>,
     /// Apply commands up to this version only, as an older build: for tests of mixed versions
     #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u32).range(1..))]
     vocabulary: Option<u32>,
@@ -80,7 +87,7 @@ pub(crate) struct SchedulerArgs {
 
 pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
     let tls = args.tls.check()?;
-    listen::check("--api", args.api, tls.is_some()).map_err(Failure::Usage)?;
+    listen::check("--api", args.api, tls.is_some() || args.own_tls).map_err(Failure::Usage)?;
     let has_tls = tls.is_some();
     if tls.as_ref().is_some_and(|tls| !tls.more.is_empty()) {
         return Err(Failure::Usage("an API has one certificate: give --tls-cert once".into()));
@@ -98,8 +105,14 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
         _ => None,
     };
     let advertise = args.peer_advertise.clone();
-    let peer =
-        args.peer_listen.map(|listen| peer::Config { listen, advertise, join, replace_after: args.replace_after });
+    let leaf_life = args.leaf_life.unwrap_or(peer::LEAF_LIFE);
+    let peer = args.peer_listen.map(|listen| peer::Config {
+        listen,
+        advertise,
+        join,
+        replace_after: args.replace_after,
+        leaf_life,
+    });
     let wants_token = args.require_token;
     let (id, api) = (args.id.unwrap_or(1), args.api);
     let demands_token = wants_token || !args.api.ip().to_canonical().is_loopback();
@@ -108,6 +121,7 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
         data: data.clone(),
         api,
         tls,
+        own_tls: args.own_tls,
         wants_token,
         vocabulary,
         id,
@@ -123,12 +137,18 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
     let scheme = if has_tls { "https" } else { "http" };
     fields.extend(running.admin.map(|at| ("admin", format!("{scheme}://{at}"))));
     fields.push(("data", data.display().to_string()));
+    let fingerprint = running.fingerprint.clone();
+    fields.extend(fingerprint.clone().map(|fingerprint| ("fingerprint", fingerprint)));
     let token = data.join(scheduler::api::OWN_TOKEN);
     if demands_token {
         fields.push(("token", token.display().to_string()));
     }
     banner(&format!("scheduler {id} of lattice {:?} is up", args.lattice.as_str()), &fields)?;
-    let mut reach = if has_tls { format!("--api https://{api} --ca FILE") } else { format!("--api {api}") };
+    let mut reach = match &fingerprint {
+        Some(fingerprint) => format!("--api https://{api} --fingerprint {fingerprint}"),
+        None if has_tls => format!("--api https://{api} --ca FILE"),
+        None => format!("--api {api}"),
+    };
     if demands_token {
         reach.push_str(&format!(" --token-file {}", token.display()));
     }

@@ -50,6 +50,8 @@ pub(crate) struct SchedulerConfig {
     pub(crate) api: SocketAddr,
     /// `None` only when the API is on loopback.
     pub(crate) tls: Option<Tls>,
+    /// TLS of the API by the lattice's own authority.
+    pub(crate) own_tls: bool,
     /// Whether the API wants a token on loopback too.
     pub(crate) wants_token: bool,
     /// The newest version of log commands that it applies.
@@ -83,6 +85,9 @@ pub(crate) struct Running {
     /// Id of the scheduler, and where other schedulers reach it.
     #[cfg(feature = "scheduler")]
     pub(crate) scheduler: Option<(u64, Option<String>)>,
+    /// By what clients know the certificate of its API.
+    #[cfg(feature = "scheduler")]
+    pub(crate) fingerprint: Option<String>,
     /// URL of the bus, without secrets.
     pub(crate) bus: String,
     #[cfg(feature = "host")]
@@ -157,6 +162,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         data: config.data.join("scheduler"),
         api: config.api,
         tls: config.tls.clone(),
+        own_tls: false,
         wants_token: false,
         vocabulary: scheduler::state::VERSION,
         id: 1,
@@ -217,6 +223,7 @@ pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running
     let mut running = Running {
         api: Some(scheduler.api()),
         scheduler: Some((scheduler.id(), scheduler.peer())),
+        fingerprint: scheduler.fingerprint().map(str::to_owned),
         bus: urls,
         ..Running::default()
     };
@@ -271,6 +278,7 @@ async fn start_scheduler(config: SchedulerConfig) -> anyhow::Result<(scheduler::
         api: scheduler::api::Config {
             listen: config.api,
             tls: config.tls.map(|t| (t.cert, t.key)),
+            own_tls: config.own_tls,
             wants_token: config.wants_token,
         },
         peer: config.peer,

@@ -1,11 +1,47 @@
 //! Tokens of the API: who has none is told where to get one, who may look may not change, who is removed is out, at every
 //! scheduler.
 
-use crate::harness::{Broker, Cluster, SOON, run, until};
+use crate::harness::{Broker, Cluster, SOON, finish, run, until};
 
 #[test]
 fn the_api_does_what_the_token_allows() {
     run("the_api_does_what_the_token_allows", Broker::Nats, |_| tokens());
+}
+
+#[test]
+fn an_api_with_its_own_authority_is_known_by_its_fingerprint() {
+    run("an_api_with_its_own_authority_is_known_by_its_fingerprint", Broker::Nats, |_| own_tls());
+}
+
+fn own_tls() {
+    let mut cluster = Cluster::start_with(1, &[]);
+    cluster.kill(1);
+    let data = cluster.schedulers[&1].data.clone();
+    let (_, mut command) = cluster.command("own", &data, &["--own-tls", "--require-token"]);
+    let mut process = crate::harness::Process::spawn("own", cluster.path(), &mut command);
+    let (api, fingerprint) = (process.field("api"), process.field("fingerprint"));
+    let token = std::fs::read_to_string(process.field("token")).unwrap();
+    let ask = |api: &str, more: &[&str]| {
+        let mut command = std::process::Command::new(crate::harness::PROGRAM);
+        let command = crate::harness::clean(&mut command).args(["status", "--api", api]).args(more);
+        finish(command.env("LATTICE_TOKEN", token.trim()))
+    };
+    let url = format!("https://{api}");
+    let (code, stdout, stderr) = ask(&url, &["--fingerprint", &fingerprint]);
+    assert!(code == 0 && stdout.contains("default"), "{stdout}{stderr}");
+    let (code, _, stderr) = ask(&url, &["--fingerprint", &"0".repeat(64)]);
+    assert!(code == 1 && stderr.contains("another lattice"), "{stderr}");
+    let (code, _, stderr) = ask(&url, &[]);
+    assert!(code == 2 && stderr.contains("--fingerprint"), "{stderr}");
+    let (code, _, stderr) = ask(&api, &[]);
+    assert!(code == 1, "in the clear there is no answer: {stderr}");
+    process.interrupt();
+    // It is the same one after a restart.
+    let (_, mut command) = cluster.command("own", &data, &["--own-tls", "--require-token"]);
+    let mut process = crate::harness::Process::spawn("own-again", cluster.path(), &mut command);
+    assert_eq!(process.field("fingerprint"), fingerprint);
+    let (code, _, stderr) = ask(&format!("https://{}", process.field("api")), &["--fingerprint", &fingerprint]);
+    assert_eq!(code, 0, "{stderr}");
 }
 
 fn tokens() {

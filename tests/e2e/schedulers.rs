@@ -30,6 +30,11 @@ fn one_that_stands_by_replaces_one_that_is_gone_for_long() {
 }
 
 #[test]
+fn certificates_are_renewed_and_one_from_the_cupboard_gets_in() {
+    run("certificates_are_renewed_and_one_from_the_cupboard_gets_in", Broker::Nats, |_| short_leaves());
+}
+
+#[test]
 fn who_joins_or_leaves_wrongly_is_told_so() {
     run("who_joins_or_leaves_wrongly_is_told_so", Broker::Nats, |_| wrong_ways());
 }
@@ -207,6 +212,26 @@ fn gone_for_long() {
     throughout("all three are members", Duration::from_secs(6), || cluster.list(leader).len() == 3);
     cluster.restart(other);
     cluster.until_ready(&left);
+}
+
+fn short_leaves() {
+    const LIFE: Duration = Duration::from_secs(4);
+    let mut cluster = Cluster::start_with(3, &["--leaf-life", "4s"]);
+    cluster.ok(1, &["apply", "--detach", &cluster.manifest("hello", "/", 1)]);
+    cluster.kill(3);
+    let away = Instant::now();
+    // Those that run connect anew all the while: one of them is started again and again.
+    while away.elapsed() < 3 * LIFE {
+        cluster.kill(2);
+        cluster.restart(2);
+        cluster.ok(2, &["scale", "hello/hello", "2"]);
+        cluster.ok(1, &["scale", "hello/hello", "1"]);
+    }
+    // Its certificate ended while it was away; its membership did not.
+    cluster.restart(3);
+    cluster.until_ready(&[1, 2, 3]);
+    cluster.ok(3, &["scale", "hello/hello", "7"]);
+    assert_eq!(cluster.replicas(1, "hello"), 7);
 }
 
 fn wrong_ways() {

@@ -77,6 +77,7 @@ impl World {
     }
 
     /// What clients saw until now, put before the checker: also of a run that ended early.
+    #[cfg(feature = "seeded-faults")]
     pub(crate) fn check_order(&mut self) {
         self.clients.check_order(&mut self.ctx, &self.history);
     }

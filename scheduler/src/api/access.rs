@@ -4,14 +4,12 @@
 
 use super::{Error, Service};
 use crate::events::unix_ms;
-use crate::peer::hash;
+use crate::peer::{hash, write_private};
 use crate::state::Role;
 use proto::v1 as pb;
 use proto::v1::command::What;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
@@ -50,19 +48,13 @@ impl Gate {
     }
 }
 
-fn make(file: &PathBuf) -> std::io::Result<String> {
+fn make(file: &Path) -> std::io::Result<String> {
     let mut secret = [0; SECRET_BYTES];
     getrandom::fill(&mut secret).map_err(|error| std::io::Error::other(error.to_string()))?;
     let token = format!("{KIND}{}", crate::peer::hex(&secret));
     let folder = file.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let new = file.with_extension("new");
-    let _ = fs::remove_file(&new);
-    let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    out.write_all(format!("{token}\n").as_bytes())?;
-    out.sync_all()?;
-    fs::rename(&new, file)?;
-    fs::File::open(folder)?.sync_all()?;
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    write_private(folder, name, format!("{token}\n").as_bytes())?;
     Ok(token)
 }
 

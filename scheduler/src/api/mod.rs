@@ -11,22 +11,27 @@ mod watch;
 
 use crate::artifact::Artifacts;
 use crate::control::Shared;
-use crate::peer::Peers;
+use crate::peer::{self, Authority, LEAF_LIFE, Peers};
+use crate::tls;
 use proto::v1::control_server::ControlServer;
+use rustls::ServerConfig;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch as signal;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Identity, Server, ServerTlsConfig};
 
-pub use access::Gate;
-pub use access::OWN_TOKEN;
+pub use access::{Gate, OWN_TOKEN};
 pub(crate) use service::{status_of, status_of_raft};
 
 /// Bytes of one request message: a manifest, or one piece of an artifact.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How often the API's certificate is made or read anew.
+const RENEW: Duration = Duration::from_secs(24 * 3600);
 /// Requests of one connection under way at once.
 const CONCURRENT_MAX: usize = 256;
 
@@ -35,6 +40,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Certificate and key, PEM files. Without them only a loopback address is taken.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// TLS with a certificate of the lattice's own authority, which clients know by its fingerprint.
+    pub own_tls: bool,
     /// Whether who asks must show a token. Beyond loopback that is always so.
     pub wants_token: bool,
 }
@@ -48,7 +55,9 @@ impl Config {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("--api {0}: listening beyond loopback needs TLS; give --tls-cert and --tls-key, or a loopback address")]
+    #[error(
+        "--api {0}: listening beyond loopback needs TLS; give --own-tls, or --tls-cert and --tls-key, or a loopback address"
+    )]
     NeedsTls(SocketAddr),
     #[error("--api {listen}: {source}; end what listens there, or choose another address")]
     Listen { listen: SocketAddr, source: io::Error },
@@ -56,8 +65,10 @@ pub enum Error {
     Token { path: PathBuf, source: io::Error },
     #[error("{}: {source}; name a readable PEM file", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("API: {0}; check that --tls-cert and --tls-key belong together")]
-    Tls(tonic::transport::Error),
+    #[error("API: {0}; check that --tls-cert and --tls-key are PEM and belong together")]
+    Tls(String),
+    #[error(transparent)]
+    Authority(#[from] peer::Error),
 }
 
 /// What a request needs.
@@ -70,9 +81,41 @@ pub(crate) struct Service {
     pub(crate) gate: Gate,
 }
 
+/// Where the API's certificate comes from.
+pub enum Source {
+    Files(PathBuf, PathBuf),
+    Own(Authority),
+}
+
+impl Source {
+    fn config(&self) -> Result<Arc<ServerConfig>, Error> {
+        let (chain, key) = match self {
+            Self::Files(cert, key) => {
+                let read = |path: &PathBuf| {
+                    std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.clone(), source })
+                };
+                (read(cert)?, read(key)?)
+            }
+            Self::Own(authority) => authority.for_api(LEAF_LIFE)?,
+        };
+        tls::config(&chain, &key, None).map_err(Error::Tls)
+    }
+
+    /// A certificate of our own is signed anew, and files are read again: whoever renews them need not restart us.
+    async fn renew(self, current: signal::Sender<Arc<ServerConfig>>) {
+        loop {
+            tokio::time::sleep(RENEW).await;
+            match self.config() {
+                Ok(config) => drop(current.send_replace(config)),
+                Err(error) => tracing::error!(%error, "the certificate of the API stays as it was"),
+            }
+        }
+    }
+}
+
 /// Binds the address; gives it as it became.
 pub async fn bind(config: &Config) -> Result<(SocketAddr, TcpListener), Error> {
-    if config.tls.is_none() && !config.listen.ip().is_loopback() {
+    if config.tls.is_none() && !config.own_tls && !config.listen.ip().is_loopback() {
         return Err(Error::NeedsTls(config.listen));
     }
     let listen = |source| Error::Listen { listen: config.listen, source };
@@ -83,7 +126,7 @@ pub async fn bind(config: &Config) -> Result<(SocketAddr, TcpListener), Error> {
 
 /// Serves what `bind` gave until `stop` fires.
 pub async fn serve(
-    config: &Config,
+    source: Option<Source>,
     listener: TcpListener,
     shared: Shared,
     artifacts: Artifacts,
@@ -95,11 +138,13 @@ pub async fn serve(
         .concurrency_limit_per_connection(CONCURRENT_MAX)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
         .timeout(std::time::Duration::from_secs(3600));
-    if let Some((cert, key)) = &config.tls {
-        let read = |path: &PathBuf| std::fs::read(path).map_err(|source| Error::Read { path: path.clone(), source });
-        let identity = Identity::from_pem(read(cert)?, read(key)?);
-        server = server.tls_config(ServerTlsConfig::new().identity(identity)).map_err(Error::Tls)?;
-    }
+    let secured = match source {
+        None => None,
+        Some(source) => {
+            let current = signal::Sender::new(source.config()?);
+            Some((current.subscribe(), tokio::spawn(source.renew(current)).abort_handle()))
+        }
+    };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<ControlServer<Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -115,12 +160,19 @@ pub async fn serve(
         let stopped = async move {
             let _ = stop.wait_for(|s| *s).await;
         };
-        let served = server
-            .add_service(control)
-            .add_service(health_service)
-            .add_service(reflection)
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stopped);
-        if let Err(error) = served.await {
+        let router = server.add_service(control).add_service(health_service).add_service(reflection);
+        let served = match secured {
+            None => {
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                router.serve_with_incoming_shutdown(incoming, stopped).await
+            }
+            Some((current, renewing)) => {
+                let served = router.serve_with_incoming_shutdown(tls::incoming(listener, current), stopped).await;
+                renewing.abort();
+                served
+            }
+        };
+        if let Err(error) = served {
             tracing::error!(%error, "API ended");
         }
     };

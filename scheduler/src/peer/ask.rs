@@ -231,7 +231,8 @@ impl Peers {
         peers.remove(&id);
         // What the others said last; at least one way in.
         peers.insert(self.id(), own.clone());
-        let certificate = authority::sign(&identity.authority_key, id, &request.public_key)
+        let until = authority::Until::after(super::LEAF_LIFE);
+        let certificate = authority::sign(&identity.authority_key, id, &request.public_key, until)
             .map_err(|error| Failed::Status(Status::internal(error.to_string())))?;
         tracing::info!(scheduler = id, "a scheduler joins");
         let (authority, authority_key) = (identity.authority.clone(), identity.authority_key.clone());

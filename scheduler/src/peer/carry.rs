@@ -296,7 +296,7 @@ async fn connect(peers: &Peers, to: u64, attempt: usize) -> Result<Client, Statu
     let wrong = |what: String| Status::unavailable(format!("scheduler {to} at {address}: {what}"));
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&identity.authority))
-        .identity(Identity::from_pem(&identity.certificate, &identity.key))
+        .identity(Identity::from_pem(peers.leaf(), &identity.key))
         .domain_name(authority::name(to));
     let endpoint = endpoint(address).and_then(|endpoint| endpoint.tls_config(tls));
     let endpoint = endpoint.map_err(|error| wrong(root_cause(&error)))?;

@@ -35,12 +35,16 @@ impl Kept {
     }
 
     /// That of a scheduler which was here first: with an authority of its own.
-    pub(super) fn found(dir: &Path, id: u64) -> Result<Self, Error> {
-        let (authority, authority_key) = authority::make()?;
+    pub(super) fn found(dir: &Path, id: u64, own: Option<authority::Authority>) -> Result<Self, Error> {
+        let (authority, authority_key) = match own {
+            Some(own) => (own.certificate, own.key),
+            None => authority::make()?,
+        };
         let mut kept = Self::ask(dir)?;
         let public_key = authority::public_key(&kept.identity.key)?;
         kept.identity.id = id;
-        kept.identity.certificate = authority::sign(&authority_key, id, &public_key)?;
+        let until = authority::Until::after(super::LEAF_LIFE);
+        kept.identity.certificate = authority::sign(&authority_key, id, &public_key, until)?;
         kept.identity.authority = authority;
         kept.identity.authority_key = authority_key;
         kept.save()?;
@@ -63,19 +67,24 @@ impl Kept {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-        fs::create_dir_all(&self.dir)?;
-        let new = self.dir.join(format!("{name}.new"));
-        // Made anew, so that it has this mode whatever was there.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, self.dir.join(name))?;
-        File::open(&self.dir)?.sync_all()
+        write_private(&self.dir, name, bytes)
     }
+}
+
+/// Writes a file that only its user reads: durable when this returns, and never half written.
+pub(crate) fn write_private(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let new = dir.join(format!("{name}.new"));
+    // Made anew, so that it has this mode whatever was there.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join(name))?;
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
@@ -87,7 +96,7 @@ mod tests {
     fn an_identity_is_kept_for_its_user_alone() {
         let dir = tempfile::tempdir().unwrap();
         assert!(Kept::load(dir.path()).unwrap().is_none());
-        let kept = Kept::found(dir.path(), 4).unwrap();
+        let kept = Kept::found(dir.path(), 4, None).unwrap();
         let again = Kept::load(dir.path()).unwrap().unwrap();
         assert_eq!(again.identity, kept.identity);
         assert_eq!((again.identity.id, again.identity.begun), (4, false));

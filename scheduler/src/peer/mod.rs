@@ -33,13 +33,17 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub(crate) use announce::announce;
+pub use authority::Authority;
 pub(crate) use carry::Outbox;
 pub(crate) use hold::Fetch;
+pub(crate) use identity::write_private;
 pub(crate) use keep::keep;
 pub(crate) use serve::serve;
 pub use token::{Invalid as InvalidToken, Token};
 pub(crate) use token::{hash, hex};
 
+/// How long a scheduler's certificate is good, unless told otherwise.
+pub const LEAF_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// For a connection to another scheduler to come about.
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -53,6 +57,8 @@ pub struct Config {
     pub join: Option<Join>,
     /// A voter that is not reached for so long is removed, while another one stands by for its place. 0: never.
     pub replace_after: Duration,
+    /// How long its certificate is good; it signs a new one when a third of that is over.
+    pub leaf_life: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -108,6 +114,7 @@ struct Open {
     peer: String,
     kept: identity::Kept,
     replace_after: Duration,
+    leaf_life: Duration,
 }
 
 /// Listens, finds or makes this scheduler's identity, and joins if it is told to.
@@ -136,7 +143,7 @@ pub(crate) async fn open(config: Option<&Config>, id: u64, lattice: &str, data: 
         (_, Some(_)) if has_log => return Err(Error::NotEmpty(data.to_path_buf())),
         (Some(kept), Some(join)) => join::join(join, lattice, &peer, kept).await?,
         (None, Some(join)) => join::join(join, lattice, &peer, identity::Kept::ask(&dir)?).await?,
-        (_, None) => identity::Kept::found(&dir, id)?,
+        (_, None) => identity::Kept::found(&dir, id, Authority::load(&data.join("api"))?)?,
     };
     let identity = &kept.identity;
     let founder = identity.peers.is_empty();
@@ -145,11 +152,21 @@ pub(crate) async fn open(config: Option<&Config>, id: u64, lattice: &str, data: 
         voters: if founder { vec![identity.id] } else { Vec::new() },
         log_id: identity.log_id.clone(),
         may_begin: !identity.begun,
-        open: Some(Open { listener, peer, kept, replace_after: config.replace_after }),
+        open: Some(Open { listener, peer, kept, replace_after: config.replace_after, leaf_life: config.leaf_life }),
     })
 }
 
 impl Door {
+    /// The lattice's authority: that of the schedulers among themselves, or one of its own while it is alone.
+    pub(crate) fn authority(&self, data: &Path) -> Result<Authority, Error> {
+        match &self.open {
+            Some(Open { kept, .. }) => {
+                Ok(Authority { certificate: kept.identity.authority.clone(), key: kept.identity.authority_key.clone() })
+            }
+            None => Authority::open(&data.join("api")),
+        }
+    }
+
     /// The log is there: without it, this scheduler must never begin a new one.
     pub(crate) fn begun(&mut self) -> Result<(), Error> {
         match &mut self.open {
@@ -182,6 +199,9 @@ struct Inner {
     /// Turns true when this scheduler finds that it was removed.
     removed: watch::Sender<bool>,
     replace_after_ms: u64,
+    leaf_life: Duration,
+    /// Its certificate as it is now, PEM.
+    leaf: Mutex<String>,
 }
 
 /// The listener of a scheduler that has one.
@@ -196,10 +216,12 @@ impl Peers {
         api: SocketAddr,
         api_tls: bool,
         door: Door,
-    ) -> (Self, Listener) {
-        let (own, listener, replace_after) = match door.open {
-            Some(open) => (Some((open.peer, open.kept.identity)), Some(open.listener), open.replace_after),
-            None => (None, None, Duration::ZERO),
+    ) -> Result<(Self, Listener), Error> {
+        let (own, listener, replace_after, leaf_life) = match door.open {
+            Some(open) => {
+                (Some((open.peer, open.kept.identity)), Some(open.listener), open.replace_after, open.leaf_life)
+            }
+            None => (None, None, Duration::ZERO, LEAF_LIFE),
         };
         let replace_after_ms = u64::try_from(replace_after.as_millis()).unwrap_or(u64::MAX);
         let host = own.as_ref().and_then(|(peer, _)| peer.rsplit_once(':')).map(|(host, _)| host);
@@ -209,8 +231,38 @@ impl Peers {
         };
         let api = if api_tls { format!("https://{api}") } else { api };
         let (heard, announced, removed) = (Mutex::default(), Mutex::default(), watch::Sender::new(false));
-        let inner = Inner { lattice, raft, replica, outbox, api, own, heard, announced, removed, replace_after_ms };
-        (Self(Arc::new(inner)), listener)
+        let inner = Inner {
+            lattice,
+            raft,
+            replica,
+            outbox,
+            api,
+            own,
+            heard,
+            announced,
+            removed,
+            replace_after_ms,
+            leaf_life,
+            leaf: Mutex::default(),
+        };
+        let peers = Self(Arc::new(inner));
+        peers.renew_leaf()?;
+        Ok((peers, listener))
+    }
+
+    /// Signs this scheduler's certificate anew: with its own key, by the authority that it holds. That it still is a
+    /// member, the log says to whoever it shows the certificate.
+    fn renew_leaf(&self) -> Result<(), Error> {
+        let Some((_, identity)) = &self.0.own else { return Ok(()) };
+        let public_key = authority::public_key(&identity.key)?;
+        let until = authority::Until::after(self.0.leaf_life);
+        let leaf = authority::sign(&identity.authority_key, identity.id, &public_key, until)?;
+        *self.0.leaf.lock().unwrap_or_else(PoisonError::into_inner) = leaf;
+        Ok(())
+    }
+
+    fn leaf(&self) -> String {
+        self.0.leaf.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// This scheduler's id.

@@ -3,21 +3,19 @@
 
 use super::roster::{self, Stranger};
 use super::{Fetch, Listener, Peers, authority, carry, hold, pieces};
-use crate::raft;
+use crate::{raft, tls};
 use proto::v1 as pb;
 use proto::v1::peer_frame::What;
 use proto::v1::peer_server::{Peer, PeerServer};
-use std::sync::PoisonError;
+use rustls::ServerConfig;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, CertificateDer, Identity, Server, ServerTlsConfig};
+use tonic::transport::{CertificateDer, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 /// For the greeting to come.
 const GREETING: Duration = Duration::from_secs(5);
-/// For the handshake, before which nobody is known.
-const HANDSHAKE: Duration = Duration::from_secs(5);
 const CONCURRENT_MAX: usize = 256;
 /// For connections to be told that this scheduler ends.
 const GOODBYE: Duration = Duration::from_millis(200);
@@ -26,14 +24,16 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Serves the other schedulers until `stop` fires; at once over when there is no listener.
 pub(crate) async fn serve(peers: Peers, listener: Listener, fetch: Fetch, mut stop: watch::Receiver<bool>) {
-    let (Some(listener), Some((_, identity))) = (listener, &peers.0.own) else { return };
-    let chain = format!("{}{}", identity.certificate, identity.authority);
-    let tls = ServerTlsConfig::new()
-        .identity(Identity::from_pem(chain, &identity.key))
-        .client_ca_root(Certificate::from_pem(&identity.authority))
-        // Who joins has no certificate yet.
-        .client_auth_optional(true)
-        .timeout(HANDSHAKE);
+    let (Some(listener), Some(_)) = (listener, &peers.0.own) else { return };
+    let current = match tls_of(&peers) {
+        Ok(config) => watch::Sender::new(config),
+        Err(error) => {
+            tracing::error!(error, "schedulers can not reach this one");
+            return;
+        }
+    };
+    let incoming = tls::incoming(listener, current.subscribe());
+    let renewing = tokio::spawn(renew(peers.clone(), current));
     let service = PeerServer::new(Served { peers: peers.clone(), fetch })
         .max_decoding_message_size(carry::ANSWER_BYTES_MAX)
         .max_encoding_message_size(carry::ANSWER_BYTES_MAX);
@@ -41,21 +41,39 @@ pub(crate) async fn serve(peers: Peers, listener: Listener, fetch: Fetch, mut st
     let stopped = async move {
         let _ = stop.wait_for(|s| *s).await;
     };
-    let server = Server::builder()
+    let mut server = Server::builder()
         .concurrency_limit_per_connection(CONCURRENT_MAX)
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(8 << 20)
-        .tls_config(tls);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = async { server?.add_service(service).serve_with_incoming_shutdown(incoming, stopped).await };
+        .initial_connection_window_size(8 << 20);
+    let serving = server.add_service(service).serve_with_incoming_shutdown(incoming, stopped);
     tokio::select! {
         served = serving => if let Err(error) = served {
             tracing::error!(%error, "the peer listener ended");
         },
         // The others' streams never end by themselves.
         () = async { let _ = over.wait_for(|s| *s).await; tokio::time::sleep(GOODBYE).await } => {}
+    }
+    renewing.abort();
+}
+
+/// What is shown to who connects now. Who joins has no certificate yet; all others must have one.
+fn tls_of(peers: &Peers) -> Result<Arc<ServerConfig>, String> {
+    let Some((_, identity)) = &peers.0.own else { return Err("it listens for no others".into()) };
+    let chain = format!("{}{}", peers.leaf(), identity.authority);
+    tls::config(&chain, &identity.key, Some(&identity.authority))
+}
+
+/// Signs the certificate anew, long before it ends.
+async fn renew(peers: Peers, current: watch::Sender<Arc<ServerConfig>>) {
+    loop {
+        tokio::time::sleep(peers.0.leaf_life / 3).await;
+        let renewed = peers.renew_leaf().map_err(|error| error.to_string()).and_then(|()| tls_of(&peers));
+        match renewed {
+            Ok(config) => drop(current.send_replace(config)),
+            Err(error) => tracing::error!(error, "the certificate of this scheduler is not renewed"),
+        }
     }
 }
 

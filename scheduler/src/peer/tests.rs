@@ -14,8 +14,13 @@ struct Member {
 }
 
 async fn start(dir: &Path, join: Option<Join>) -> Result<Member, String> {
-    let config =
-        Config { listen: (Ipv4Addr::LOCALHOST, 0).into(), advertise: None, join, replace_after: Duration::ZERO };
+    let config = Config {
+        listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        advertise: None,
+        join,
+        replace_after: Duration::ZERO,
+        leaf_life: LEAF_LIFE,
+    };
     let mut door = open(Some(&config), 1, "plant", dir).await.map_err(|e| e.to_string())?;
     let log = raft::Config {
         voters: door.voters.clone(),
@@ -30,7 +35,7 @@ async fn start(dir: &Path, join: Option<Join>) -> Result<Member, String> {
     door.begun().unwrap();
     outbox.connect(raft.clone());
     let api = (Ipv4Addr::LOCALHOST, 7400).into();
-    let (peers, inbox) = Peers::new("plant".into(), raft, replica.clone(), outbox, api, false, door);
+    let (peers, inbox) = Peers::new("plant".into(), raft, replica.clone(), outbox, api, false, door).unwrap();
     let (stop, stopped) = signal::channel(false);
     let kept = dir.join("components");
     let fetch: Fetch = std::sync::Arc::new(move |digest| {
@@ -208,7 +213,8 @@ async fn without_the_certificate_of_a_member_nothing_is_heard() {
     assert!(refused.message().contains("not that of scheduler 1"), "{refused}");
     let strange = authority::make().unwrap();
     let key = authority::key().unwrap();
-    let forged = authority::sign(&strange.1, 2, &authority::public_key(&key).unwrap()).unwrap();
+    let until = authority::Until::after(LEAF_LIFE);
+    let forged = authority::sign(&strange.1, 2, &authority::public_key(&key).unwrap(), until).unwrap();
     let mut forger = carry::client(channel(tls().identity(tonic::transport::Identity::from_pem(forged, key))).await);
     assert!(forger.ask(ask(2)).await.is_err(), "a certificate of another authority");
     for member in [first, second] {
