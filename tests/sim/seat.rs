@@ -22,6 +22,8 @@ pub(crate) struct Seat {
     pub(crate) out: bool,
     /// Its log is lost: it does not start again.
     pub(crate) lost_log: bool,
+    /// Its log is lost, and nobody noticed yet.
+    pub(crate) wiped: bool,
     pub(crate) process: Option<Process>,
     /// The term that it led in when it was paused.
     led_when_paused: Option<u64>,
@@ -40,6 +42,7 @@ impl Seat {
             paused_until: 0,
             out: false,
             lost_log: false,
+            wiped: false,
             process: None,
             led_when_paused: None,
         }

@@ -98,7 +98,7 @@ impl World {
         let Some(leader) = self.seats.iter().find_map(|s| s.process.as_ref().filter(|p| p.governs())) else { return };
         let id = self.seats[number].id;
         let spared = leader.status(|s| {
-            let lives = |id: &&u64| self.seats.iter().any(|seat| seat.id == **id && seat.lives());
+            let lives = |id: &&u64| self.seats.iter().any(|seat| seat.id == **id && seat.lives() && !seat.wiped);
             let left = s.members.voters.iter().filter(lives).filter(|other| **other != id).count();
             let wanted = |id: &u64| self.history.state.members.contains_key(id);
             let steady = !self.ctx.params.joins() || s.members.voters.iter().all(wanted);
@@ -110,6 +110,7 @@ impl World {
         self.ctx.count("disk of a scheduler wiped");
         self.seats[number].crash(&mut self.ctx, true);
         self.seats[number].disk.wipe();
+        self.seats[number].wiped = true;
         self.ctx.note(|| format!("the disk of s{number} is wiped"));
         self.ctx.wake(Node::Member(number), 0, 1_000, Timer::Restart);
     }
