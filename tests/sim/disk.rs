@@ -100,9 +100,10 @@ impl SimDisk {
         self.at().damaged.is_some()
     }
 
-    /// Whether what is damaged was read since.
+    /// Whether what is damaged was read since, and not as rubbish that was removed.
     pub(crate) fn bitten(&self) -> bool {
-        self.at().bitten
+        let at = self.at();
+        at.bitten && at.damaged.as_ref().is_some_and(|(key, _)| at.seen.contains_key(key))
     }
 
     pub(crate) fn mend(&self) {

@@ -399,8 +399,9 @@ impl Process {
             self.wait_for(async move { Came::Abdicated(handle.transfer(heir).await) });
         }
         self.out |= out;
-        // Who hears of no leader greets everyone: it may have been removed.
-        if self.status(|s| s.leader.is_none()) {
+        // Who hears of no leader greets everyone: it may have been removed. One without a vote takes whom it heard of last
+        // for its leader for ever.
+        if self.status(|s| s.leader.is_none() || !s.members.is_voter(self.id)) {
             for id in ctx.ids.into_iter().filter(|id| *id != 0 && *id != self.id) {
                 push(&self.outbox, (id, Vec::new()));
             }

@@ -248,6 +248,14 @@ impl Node {
         let change = members::decode(&entry.data)?;
         let conf = self.raw.apply_conf_change(&change).map_err(|error| error.to_string())?;
         self.raw.mut_store().set_conf(conf);
+        // It was elected when its own removal was in its log already. The machine goes on leading, and panics at the next
+        // answer, as it does not find itself among the members. That all is committed was said to the others before.
+        let me = self.settings.id;
+        if self.raw.raft.state == StateRole::Leader && !self.members().contains(me) && !built_in(Fault::RemovedLeads) {
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+            self.set_timeout();
+        }
         Ok(())
     }
 
