@@ -253,6 +253,10 @@ impl World {
         for line in settled::told(&self.history.state) {
             self.ctx.note(|| line);
         }
+        for seat in &self.seats {
+            let status = seat.process.as_ref().map(|p| p.status(|s| format!("{s:?}")));
+            self.ctx.note(|| format!("s{} is {}: {}", seat.number, seat.id, status.as_deref().unwrap_or("down")));
+        }
         self.ctx.note(|| failure);
     }
 }

@@ -469,10 +469,13 @@ impl Node {
         }
     }
 
-    /// The machine sends nothing to a member whose snapshot is under way, so a lost one must be noticed.
+    /// The machine sends nothing to a member whose snapshot is under way, so a lost one must be noticed, and one that
+    /// arrived too, although the answer was lost: the member's heartbeats say how far it is.
     fn watch_snapshots(&mut self) {
         let max = SNAPSHOT_ELECTIONS_MAX * self.settings.election_ticks as u64;
         let tracker = self.raw.raft.prs();
+        let has = |id: &u64| tracker.get(*id).is_some_and(|peer| peer.committed_index >= peer.pending_snapshot);
+        let arrived: Vec<u64> = self.snapshots.keys().filter(|id| has(id)).copied().collect();
         self.snapshots.retain(|id, _| tracker.get(*id).is_some_and(|peer| peer.state == ProgressState::Snapshot));
         for ticks in self.snapshots.values_mut() {
             *ticks += 1;
@@ -481,6 +484,11 @@ impl Node {
         for id in lost {
             self.snapshots.remove(&id);
             self.raw.report_snapshot(id, SnapshotStatus::Failure);
+        }
+        for id in arrived {
+            if self.snapshots.remove(&id).is_some() {
+                self.raw.report_snapshot(id, SnapshotStatus::Finish);
+            }
         }
     }
 
