@@ -1,6 +1,7 @@
-//! The time that an HTTP/1 connection has for each head. hyper begins one before each head and drops it after, and one of the
-//! runtime's costs its lock both times. Here a connection keeps one of them: it is set when a head is waited for and none is
-//! set, and set again, to what is waited for by then, when it fires. Must never fire late; it may look once too often.
+//! The time that an HTTP/1 connection has for each head. hyper begins one before each head and drops it after, and one
+//! of the runtime's costs its lock both times. Here a connection keeps one of them: it is set when a head is waited for
+//! and none is set, and set again, to what is waited for by then, when it fires. Must never fire late; it may look once
+//! too often.
 
 use hyper::rt::{Sleep, Timer};
 use std::pin::Pin;
