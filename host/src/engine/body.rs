@@ -8,12 +8,13 @@ use crate::call::{Body, CallError};
 use bytes::Bytes;
 use http::Request;
 use http::header::CONTENT_LENGTH;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Frame, SizeHint};
 use proto::app::Limits;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use wasmtime_wasi_http::Error;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
@@ -131,6 +132,46 @@ pub(super) struct Outgoing {
 impl Outgoing {
     pub(super) fn new(inner: HyperOutgoingBody, broken: Arc<OnceLock<CallError>>, answer: Answer) -> Self {
         Self { inner, broken: Some(broken), answer }
+    }
+
+    /// The body of a guest that has ended. One that is there in one piece is given as such: its length is known, so it
+    /// goes out with its head, and not in chunks.
+    pub(super) fn at_once(mut self) -> Body {
+        let mut look = || Pin::new(&mut self).poll_frame(&mut Context::from_waker(Waker::noop()));
+        let piece = match look() {
+            Poll::Ready(None) => Ok(Bytes::new()),
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().map_err(Ok),
+            Poll::Ready(Some(Err(error))) => Err(Err(error)),
+            Poll::Pending => return self.boxed_unsync(),
+        };
+        let (first, second) = match piece {
+            Ok(bytes) => match look() {
+                Poll::Ready(None) => return Full::new(bytes).map_err(|never| match never {}).boxed_unsync(),
+                Poll::Ready(Some(second)) => (Ok(Frame::data(bytes)), Some(second)),
+                Poll::Pending => (Ok(Frame::data(bytes)), None),
+            },
+            Err(other) => (other, None),
+        };
+        let seen = [Some(first), second].into_iter().flatten().collect();
+        Begun { seen, rest: self }.boxed_unsync()
+    }
+}
+
+/// A body of which some was looked at.
+struct Begun {
+    seen: VecDeque<Result<Frame<Bytes>, Error>>,
+    rest: Outgoing,
+}
+
+impl hyper::body::Body for Begun {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self.seen.pop_front() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
     }
 }
 

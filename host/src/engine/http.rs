@@ -11,6 +11,7 @@ use super::state::{HEADER_BYTES_MAX, State};
 use crate::call::{Body, CallError, HttpServe};
 use crate::origin::Origin;
 use crate::spans;
+use http::header::CONTENT_LENGTH;
 use http::uri::Scheme;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
@@ -101,8 +102,14 @@ impl Actor {
             }
         };
         let answer = Answer::limit(&self.shared.env, until.log.clone());
+        let has_ended = guest.guest.is_none();
         guest.run_on(self.shared.clone(), until, broken.clone());
-        Ok(response.map(|inner| body::Outgoing::new(inner, broken, answer).boxed_unsync()))
+        // A length that the guest told is its own affair: whether it kept to it is seen at the end.
+        let at_once = has_ended && !response.headers().contains_key(CONTENT_LENGTH);
+        Ok(response.map(|inner| {
+            let body = body::Outgoing::new(inner, broken, answer);
+            if at_once { body.at_once() } else { body.boxed_unsync() }
+        }))
     }
 }
 

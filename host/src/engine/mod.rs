@@ -66,7 +66,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::{Component, HasData, Linker, ResourceTable};
+use wasmtime_wasi_io::bindings::wasi::io as wasi_io;
 
 /// The version in the lock file, which a test compares; the crate does not tell it.
 const WASMTIME_VERSION: &str = "48.0.8";
@@ -308,7 +309,20 @@ fn link_wasi(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    // Streams live in the table: whoever only answers needs no context of WASI.
+    linker.allow_shadowing(true);
+    wasi_io::error::add_to_linker::<State, Handles>(&mut linker, |state| &mut state.table)?;
+    wasi_io::poll::add_to_linker::<State, Handles>(&mut linker, |state| &mut state.table)?;
+    wasi_io::streams::add_to_linker::<State, Handles>(&mut linker, |state| &mut state.table)?;
+    linker.allow_shadowing(false);
     Ok(linker)
+}
+
+/// What `wasi:io` works on.
+struct Handles;
+
+impl HasData for Handles {
+    type Data<'a> = &'a mut ResourceTable;
 }
 
 /// Moves the epoch on, so that a guest that computes gives way to others. Ends with the engine. One of them also counts

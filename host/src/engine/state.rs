@@ -55,7 +55,9 @@ pub(super) struct Env {
 
 /// The data of a store.
 pub(super) struct State {
-    wasi: WasiCtx,
+    /// Made when the guest first asks for something of it, which many never do.
+    wasi: Option<WasiCtx>,
+    begun: Instant,
     http: WasiHttpCtx,
     pub(super) table: ResourceTable,
     hooks: Hooks,
@@ -80,10 +82,17 @@ pub(super) struct Hooks {
 impl State {
     pub(super) fn new(env: &Arc<Env>, instance: u64, deadline: Instant, batch: Option<Batch>) -> Result<Self> {
         let log = Log::new(env.clone(), instance);
+        let begun = Instant::now();
+        // Folders can be gone, and a program's caller gave it more: these are seen to at once.
+        let wasi = match batch.is_some() || !env.granted.folders.is_empty() {
+            true => Some(wasi::context(env, &log, begun, batch.as_ref())?),
+            false => None,
+        };
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         Ok(Self {
-            wasi: wasi::context(env, &log, batch.as_ref())?,
+            wasi,
+            begun,
             http: env.http.clone(),
             table,
             hooks: Hooks { env: env.clone(), log },
@@ -165,7 +174,9 @@ impl State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        let Hooks { env, log } = &self.hooks;
+        let make = || wasi::context(env, log, self.begun, None).expect("without folders nothing in it can fail");
+        WasiCtxView { ctx: self.wasi.get_or_insert_with(make), table: &mut self.table }
     }
 }
 

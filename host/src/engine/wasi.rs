@@ -17,8 +17,13 @@ use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, WasiCtx};
 /// Of clocks that are not granted to be finer.
 const COARSE: Duration = Duration::from_millis(1);
 
-/// A fresh context for one instance; a program has besides what its caller gave it.
-pub(super) fn context(env: &Arc<Env>, log: &Arc<Log>, batch: Option<&Batch>) -> wasmtime::Result<WasiCtx> {
+/// A fresh context for one instance, which began at `begun`; a program has besides what its caller gave it.
+pub(super) fn context(
+    env: &Arc<Env>,
+    log: &Arc<Log>,
+    begun: Instant,
+    batch: Option<&Batch>,
+) -> wasmtime::Result<WasiCtx> {
     let Granted { grants, folders, hash_seed, .. } = &env.granted;
     let mut wasi = WasiCtx::builder();
     match batch {
@@ -38,7 +43,7 @@ pub(super) fn context(env: &Arc<Env>, log: &Arc<Log>, batch: Option<&Batch>) -> 
         wasi.preopened_dir(folder.path(), &folder.granted.guest, perms)?;
     }
     if !grants.fine_clock {
-        wasi.monotonic_clock(Coarse(Instant::now())).wall_clock(CoarseWall);
+        wasi.monotonic_clock(Coarse(begun)).wall_clock(CoarseWall);
     }
     // The default check denies every address; these also deny making a socket.
     let (tcp, udp) = (env.granted.has(Protocol::Tcp), env.granted.has(Protocol::Udp));

@@ -4,6 +4,7 @@
 use super::Limits;
 use super::answer::Front;
 use super::sent::{Activity, Quiet, UnderWay};
+use super::timer::HeadTimer;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -100,7 +101,7 @@ where
         Ok::<_, Infallible>(front.answer(request, client, None).await)
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.head_wait).max_buf_size(HEAD_BYTES_MAX);
+    builder.timer(HeadTimer::default()).header_read_timeout(limits.head_wait).max_buf_size(HEAD_BYTES_MAX);
     let mut connection = pin!(builder.serve_connection(io, service));
     tokio::select! {
         ended = &mut connection => return ended,

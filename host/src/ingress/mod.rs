@@ -1,8 +1,8 @@
 //! The way in: HTTP/1.1 and HTTP/2 on one address, to the actors that the route table names. Never listens beyond
 //! loopback in the clear; never lets a client hold more than a connection and bounded memory.
 //!
-//! Reading order: `routes` (pure), `answer` (one request), `connection` (one client), `sent` (bodies), `dispatch` (here or
-//! elsewhere), `tls` (certificates), `access` (the access log).
+//! Reading order: `routes` (pure), `answer` (one request), `connection` (one client), `timer` (its patience), `sent`
+//! (bodies), `dispatch` (here or elsewhere), `tls` (certificates), `access` (the access log).
 
 mod access;
 mod answer;
@@ -10,6 +10,7 @@ mod connection;
 mod dispatch;
 mod routes;
 mod sent;
+mod timer;
 pub mod tls;
 
 pub use access::{Access, Error as AccessError, Target as AccessTarget};

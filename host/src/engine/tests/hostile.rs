@@ -1,6 +1,7 @@
 //! Guests that trap, loop, grow and recurse: their caller is told in time, their neighbours do not notice.
 
 use super::*;
+use hyper::body::Body as _;
 use proto::app::Limits;
 use std::time::{Duration, Instant};
 
@@ -123,6 +124,22 @@ async fn a_body_that_breaks_off_ends_with_an_error() {
     let broken = response.into_body().collect().await.unwrap_err();
     assert!(broken.to_string().contains("actor shop/cart trapped"), "{broken}");
     assert_eq!(actor.stats().errors, 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_there_in_one_piece_says_how_long_it_is() {
+    let world = World::new();
+    let actor = world.actor(hostile(), world.spec()).await;
+    let body = actor.http(get("/"), None).await.unwrap().into_body();
+    let told = body.size_hint().exact();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    assert_eq!(told, u64::try_from(bytes.len()).ok());
+    assert!(!bytes.is_empty());
+    // What is still being written, or broke off, does not.
+    for path in ["/body?bytes=20000000", "/cut"] {
+        let body = actor.http(get(path), None).await.unwrap().into_body();
+        assert_eq!(body.size_hint().exact(), None, "{path}");
+    }
 }
 
 #[tokio::test]
