@@ -8,7 +8,7 @@ use proto::v1 as pb;
 use proto::v1::command::What;
 
 /// The newest vocabulary that this build can apply.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The vocabulary in which a command appeared.
 fn since(what: &What) -> u32 {
@@ -29,6 +29,7 @@ fn since(what: &What) -> u32 {
         | What::RemoveMember(_)
         | What::IssueToken(_) => 1,
         What::SetAccess(_) | What::RemoveAccess(_) => 2,
+        What::Refuse(_) => 3,
     }
 }
 
@@ -109,9 +110,9 @@ mod tests {
 
     #[test]
     fn what_is_newer_is_seen_before_it_is_applied() {
-        let entry = pb::Entry { version: 3, time_ms: 7, commands: Vec::new() }.encode_to_vec();
-        assert!(expect_known(&entry, 2).unwrap_err().contains("version 3"));
-        assert_eq!(expect_known(&entry, 3), Ok(()));
+        let entry = pb::Entry { version: 9, time_ms: 7, commands: Vec::new() }.encode_to_vec();
+        assert!(expect_known(&entry, 8).unwrap_err().contains("version 9"));
+        assert_eq!(expect_known(&entry, 9), Ok(()));
         let mut state = State::default();
         assert_eq!(expect_known(&state.to_bytes(), 1), Ok(()));
         state.apply(2, &pb::Entry { version: 2, ..pb::Entry::default() }, &mut Default::default());
