@@ -49,7 +49,14 @@ fn behind() {
         runtime.block_on(read(&mut stream, &mut last, desired));
         cluster.process(follower).resume();
         runtime.block_on(async {
-            let mut stream = other.watch(watch(last.0)).await.unwrap().into_inner();
+            // It may say that it is behind, or knows no leader again yet; never what is older.
+            let mut stream = loop {
+                match other.watch(watch(last.0)).await {
+                    Ok(stream) => break stream.into_inner(),
+                    Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+                }
+                tokio::time::sleep(crate::harness::POLL).await;
+            };
             let event = stream.message().await.unwrap().expect("what there is");
             let Some(What::App(app)) = &event.what else { panic!("{event:?}") };
             assert!(event.index >= last.0 && app.version >= last.1, "{last:?}, then {event:?}");
