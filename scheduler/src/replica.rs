@@ -101,6 +101,12 @@ impl raft::StateMachine for Replica {
         outcomes
     }
 
+    /// The index counts all the same: by it, watches and lists of different schedulers are compared.
+    fn pass(&mut self, index: u64) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).applied = index;
+        self.feed.applied.send_replace(index);
+    }
+
     fn can_apply(&self, data: &[u8]) -> Result<(), String> {
         state::expect_known(data, self.knows)
     }

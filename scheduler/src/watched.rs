@@ -20,13 +20,6 @@ fn still(host: pb::HostStatus) -> pb::HostStatus {
     }
 }
 
-/// What it is like is not known any more, that it is there is.
-fn forget<T: Default>(known: &mut BTreeMap<String, T>, name: &str) {
-    if let Some(one) = known.get_mut(name) {
-        *one = T::default();
-    }
-}
-
 /// What one watcher was told.
 #[derive(Default)]
 pub struct Watched {
@@ -45,9 +38,10 @@ impl Watched {
         Self { told: request.after, request, ..Self::default() }
     }
 
-    /// For a watch that goes on: what was not touched since is as the client knows it, and of the rest it knows no more
-    /// than that it was there, so that it is told when it goes. `touched` and `compacted` must be
-    /// at least as new as the view.
+    /// For a watch that goes on: what went meanwhile is told to be gone, and what is there is told as it is now, since what
+    /// hosts report moves no log index. The view must be no older than anything that was told before, by anybody: a round
+    /// that was cut in the middle may have told of what came after `after`. `touched` and `compacted` must be at least as
+    /// new as the view.
     pub fn resume(
         &mut self,
         view: &View<'_>,
@@ -69,19 +63,23 @@ impl Watched {
                 "index {after} was compacted (the oldest known is {compacted}); list again and watch from the list's index"
             ));
         };
-        self.apps = view.apps(&self.request.app).into_iter().map(|a| (a.name.clone(), a)).collect();
-        self.hosts = view.hosts().into_iter().map(|h| (h.id.clone(), h)).collect();
+        let pb::WatchRequest { app: only, hosts, .. } = &self.request;
+        // That they are there is known, what they are like is not.
+        self.apps = view.apps(only).into_iter().map(|app| (app.name, pb::AppStatus::default())).collect();
+        if *hosts {
+            self.hosts = view.hosts().into_iter().map(|host| (host.id, pb::HostStatus::default())).collect();
+        }
         for one in touched {
             match one {
-                Touched::App(name) => forget(&mut self.apps, name.as_str()),
-                Touched::Host(id) => forget(&mut self.hosts, id.as_str()),
                 Touched::AppGone(name) if !self.apps.contains_key(name.as_str()) => {
-                    self.gone.push(What::AppDeleted(name.to_string()));
+                    if only.is_empty() || *only == name.as_str() {
+                        self.gone.push(What::AppDeleted(name.to_string()));
+                    }
                 }
-                Touched::HostGone(id) if !self.hosts.contains_key(id.as_str()) => {
+                Touched::HostGone(id) if *hosts && !self.hosts.contains_key(id.as_str()) => {
                     self.gone.push(What::HostForgotten(id.to_string()));
                 }
-                Touched::AppGone(_) | Touched::HostGone(_) => {}
+                Touched::App(_) | Touched::Host(_) | Touched::AppGone(_) | Touched::HostGone(_) => {}
             }
         }
         Ok(())

@@ -74,6 +74,9 @@ pub(crate) struct SchedulerArgs {
     /// Apply commands up to this version only, as an older build: for tests of mixed versions
     #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u32).range(1..))]
     vocabulary: Option<u32>,
+    /// Bytes of log before the state is stored and the log dropped: for measurements
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    log_bytes_max: Option<u64>,
     #[command(flatten)]
     admin: AdminArgs,
     /// NATS server of the lattice; several with commas
@@ -124,6 +127,7 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
         own_tls: args.own_tls,
         wants_token,
         vocabulary,
+        log_bytes_max: args.log_bytes_max.unwrap_or(start::LOG_BYTES_MAX),
         id,
         peer,
         admin: args.admin.admin,

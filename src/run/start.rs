@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Bytes of Raft log before a snapshot replaces it.
 #[cfg(feature = "scheduler")]
-const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub(crate) const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// A whole lattice in one process.
 #[cfg(all(feature = "host", feature = "scheduler"))]
@@ -56,6 +56,8 @@ pub(crate) struct SchedulerConfig {
     pub(crate) wants_token: bool,
     /// The newest version of log commands that it applies.
     pub(crate) vocabulary: u32,
+    /// Bytes of log before the state is stored and the log dropped.
+    pub(crate) log_bytes_max: u64,
     /// Its id among the schedulers if it is the first one.
     pub(crate) id: u64,
     pub(crate) peer: Option<scheduler::peer::Config>,
@@ -165,6 +167,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         own_tls: false,
         wants_token: false,
         vocabulary: scheduler::state::VERSION,
+        log_bytes_max: LOG_BYTES_MAX,
         id: 1,
         peer: None,
         admin: None,
@@ -283,7 +286,7 @@ async fn start_scheduler(config: SchedulerConfig) -> anyhow::Result<(scheduler::
         },
         peer: config.peer,
         timers: scheduler::plan::Config::default(),
-        log_bytes_max: LOG_BYTES_MAX,
+        log_bytes_max: config.log_bytes_max,
         vocabulary: config.vocabulary,
     };
     Ok((scheduler::Scheduler::start(config, bus.clone()).await?, bus))

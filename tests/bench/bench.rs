@@ -27,6 +27,7 @@ mod memory;
 mod plan;
 mod process;
 mod raft;
+mod recovery;
 mod walls;
 
 use anyhow::{Context as _, Result};
@@ -48,6 +49,7 @@ const SECTIONS: &[Section] = &[
     ("raft", "committed entries of 1 KiB, one member, beside the same disk alone", raft::run),
     ("control", "writes through the API of 1 and 3 schedulers, beside etcd on the same disk", control::run),
     ("failover", "from the leader killed to the next write, three schedulers beside three of etcd", control::failover),
+    ("recovery", "killed with a long log, started, until it answers: one scheduler beside one etcd", recovery::run),
     ("memory", "resident memory of idle processes", memory::run),
     ("density", "a host with many apps that few call", density::run),
     ("walls", "what one actor's clients notice of a hundred hostile actors beside it", walls::run),

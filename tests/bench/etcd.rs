@@ -23,6 +23,11 @@ pub(crate) struct Member {
 
 /// A cluster of so many, with their data beneath `dir`.
 pub(crate) fn start(binary: &Path, dir: &Path, count: usize) -> Result<Vec<Member>> {
+    start_with(binary, dir, count, &[])
+}
+
+/// The same with further arguments.
+pub(crate) fn start_with(binary: &Path, dir: &Path, count: usize, more: &[&str]) -> Result<Vec<Member>> {
     let mut addresses = Vec::new();
     for number in 0..count {
         addresses.push((format!("m{number}"), format!("http://{}", free_addr()?), format!("http://{}", free_addr()?)));
@@ -41,7 +46,7 @@ pub(crate) fn start(binary: &Path, dir: &Path, count: usize) -> Result<Vec<Membe
             ["--logger", "zap"],
             ["--log-level", "error"],
         ];
-        let arguments = arguments.into_iter().flatten().map(str::to_owned).collect();
+        let arguments = arguments.into_iter().flatten().chain(more.iter().copied()).map(str::to_owned).collect();
         Member::start(binary, dir.join(format!("{name}.dir")), api.clone(), arguments)
     });
     // All of them are started before any is waited for: it takes most of them to serve.

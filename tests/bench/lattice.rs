@@ -70,13 +70,19 @@ pub(crate) struct Scheduler {
     pub(crate) id: u64,
     pub(crate) api: String,
     pub(crate) peer: String,
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     url: String,
+    more: Vec<String>,
 }
 
 impl Scheduler {
     /// With its data in `dir`; `join` is the address of another one and a token of it.
     pub(crate) fn start(dir: &Path, url: &str, join: Option<(&str, &str)>) -> Result<Self> {
+        Self::start_with(dir, url, join, &[])
+    }
+
+    /// The same with further arguments.
+    pub(crate) fn start_with(dir: &Path, url: &str, join: Option<(&str, &str)>, more: &[String]) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("can not make {}", dir.display()))?;
         let mut command = lattice();
         command.arg("scheduler").arg("--data").arg(dir.join("data")).args(["--nats", url]);
@@ -84,16 +90,16 @@ impl Scheduler {
         if let Some((at, token)) = join {
             command.args(["--join", at, "--token", token]);
         }
-        let mut process = Process::start(&mut command, dir.join("scheduler.log"))?;
+        let mut process = Process::start(command.args(more), dir.join("scheduler.log"))?;
         process.said("next:").context("lattice scheduler")?;
         let (api, peer) = (process.said("api ")?, process.said("peer ")?);
         let id = process.said("scheduler ")?.parse().context("lattice scheduler says no id")?;
-        Ok(Self { process, id, api, peer, dir: dir.to_owned(), url: url.to_owned() })
+        Ok(Self { process, id, api, peer, dir: dir.to_owned(), url: url.to_owned(), more: more.to_vec() })
     }
 
     /// After its process was killed.
     pub(crate) fn again(&self) -> Result<Self> {
-        Self::start(&self.dir, &self.url, None)
+        Self::start_with(&self.dir, &self.url, None, &self.more)
     }
 
     pub(crate) fn run(&self, args: &[&str]) -> Result<String> {

@@ -146,7 +146,7 @@ fn sync_rate(file: &File, time: Duration, mut place: impl FnMut(u64) -> u64) -> 
     Ok(count as f64 / began.elapsed().as_secs_f64())
 }
 
-fn folder_bytes(dir: &Path) -> Result<u64> {
+pub(crate) fn folder_bytes(dir: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in std::fs::read_dir(dir).with_context(|| format!("can not read {}", dir.display()))? {
         let entry = entry.context("a folder's entry")?;

@@ -22,6 +22,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 scenarios!(
     a_retried_write_is_applied_once,
     a_write_to_another_version_is_refused,
+    a_repeated_apply_is_told_what_became_of_the_first,
     a_watch_goes_on_where_it_was,
     an_upload_is_what_its_digest_says,
     any_client_finds_its_way_by_reflection_and_health,
@@ -124,6 +125,59 @@ fn a_write_to_another_version_is_refused(broker: Broker) {
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         let after = api.list_apps(ListRequest::default()).await.unwrap().into_inner().items;
         assert_eq!((after.len(), after[0].version), (1, moved.version));
+    });
+}
+
+/// By now the component may be missing, or be there, and other apps may be in the way, or gone: a request is carried out
+/// once or never, and its id tells which.
+fn a_repeated_apply_is_told_what_became_of_the_first(broker: Broker) {
+    let lattice = Lattice::start(broker);
+    let bytes = std::fs::read(file("manifests/hello/hello.wasm")).unwrap();
+    let digest = Digest::of(&bytes).to_string();
+    let app = |name: &'static str, path| {
+        let text = manifests::Hello { path, ..Default::default() }.text();
+        manifests::change(&text, "metadata: {name: hello}", &format!("metadata: {{name: {name}}}"))
+    };
+    let image = manifests::Hello::default().image;
+    let apply = |manifest: &str, request_id: &str, has_image: bool| ApplyRequest {
+        manifest: manifest.to_owned(),
+        file: "app.yaml".into(),
+        request_id: request_id.into(),
+        images: has_image.then(|| (image.clone(), digest.clone())).into_iter().collect(),
+        ..Default::default()
+    };
+    block(async {
+        let mut api = client(&lattice).await;
+        let missing = api.apply(apply(&app("one", "/one"), "a", true)).await.unwrap_err();
+        assert!(missing.message().contains("upload it with PutArtifact"), "{missing}");
+        let piece = ArtifactChunk { digest: digest.clone(), size: u64::try_from(bytes.len()).unwrap(), data: bytes };
+        api.put_artifact(futures::stream::iter([piece])).await.unwrap();
+        // A copy of what was refused comes late, when nothing is missing any more.
+        let late = api.apply(apply(&app("one", "/one"), "a", true)).await.unwrap_err();
+        assert_eq!((late.code(), late.message()), (missing.code(), missing.message()));
+        let first = api.apply(apply(&app("one", "/one"), "b", true)).await.unwrap().into_inner();
+        assert_eq!((first.apps[0].change.as_str(), first.apps[0].revision), ("created", 1));
+        // A copy of what was carried out, at a scheduler that would refuse it now.
+        assert_eq!(api.apply(apply(&app("one", "/one"), "b", false)).await.unwrap().into_inner(), first);
+
+        // Of two apps none is taken while one has the route of another app, nor by a late copy.
+        let both = format!("{}---\n{}", app("two", "/two"), app("three", "/one"));
+        let refused = api.apply(apply(&both, "c", true)).await.unwrap_err();
+        assert!(refused.code() == Code::Aborted && refused.message().contains("belongs to app \"one\""), "{refused}");
+        let delete = DeleteRequest { app: "one".into(), request_id: "d".into(), ..Default::default() };
+        let deleted = api.delete(delete.clone()).await.unwrap().into_inner();
+        while !api.list_apps(ListRequest::default()).await.unwrap().into_inner().items.is_empty() {
+            tokio::time::sleep(crate::harness::POLL).await;
+        }
+        assert_eq!(api.delete(delete).await.unwrap().into_inner(), deleted);
+        let late = api.apply(apply(&both, "c", true)).await.unwrap_err();
+        assert_eq!((late.code(), late.message()), (refused.code(), refused.message()));
+        assert!(api.list_apps(ListRequest::default()).await.unwrap().into_inner().items.is_empty());
+        let dry = ApplyRequest { dry_run: true, ..apply(&both, "c", true) };
+        assert!(api.apply(dry).await.is_err(), "of a request that was refused");
+        let taken = api.apply(apply(&both, "e", true)).await.unwrap().into_inner();
+        assert_eq!(taken.apps.len(), 2);
+        assert_eq!(api.apply(apply(&both, "e", false)).await.unwrap().into_inner(), taken);
     });
 }
 

@@ -4,7 +4,7 @@
 use crate::harness::{Broker, Cluster, SOON, run, until};
 use proto::v1::control_client::ControlClient;
 use proto::v1::watch_event::What;
-use proto::v1::{ListRequest, WatchEvent, WatchRequest};
+use proto::v1::{ListRequest, ScaleRequest, WatchEvent, WatchRequest};
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
@@ -17,6 +17,87 @@ fn a_watch_at_a_follower_misses_nothing_when_the_leader_dies() {
 #[test]
 fn without_a_majority_only_stale_reads_are_answered() {
     run("without_a_majority_only_stale_reads_are_answered", Broker::Nats, |_| no_majority());
+}
+
+#[test]
+fn a_watch_goes_on_at_one_that_is_behind_only_when_it_caught_up() {
+    run("a_watch_goes_on_at_one_that_is_behind_only_when_it_caught_up", Broker::Nats, |_| behind());
+}
+
+#[test]
+fn who_does_not_read_a_watch_is_cut_and_told_so() {
+    run("who_does_not_read_a_watch_is_cut_and_told_so", Broker::Nats, |_| unread());
+}
+
+fn behind() {
+    let mut cluster = Cluster::start(3);
+    cluster.ok(1, &["apply", "--detach", &cluster.manifest("hello", "/", 1)]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let leader = cluster.leader();
+    let follower = cluster.alive().into_iter().find(|id| *id != leader).unwrap();
+    let watch = |after| WatchRequest { after, app: "hello".into(), hosts: false };
+    let mut api = runtime.block_on(client(&cluster, leader));
+    let mut stream = runtime.block_on(api.watch(watch(0))).unwrap().into_inner();
+    let mut last = (0, 0);
+    for round in 0..3 {
+        let mut other = runtime.block_on(client(&cluster, follower));
+        cluster.process(follower).pause();
+        for n in 1..=20 {
+            cluster.ok(leader, &["scale", "hello/hello", &(round * 20 + n + 1).to_string()]);
+        }
+        let desired = round * 20 + 21;
+        runtime.block_on(read(&mut stream, &mut last, desired));
+        cluster.process(follower).resume();
+        runtime.block_on(async {
+            // It may say that it is behind, or knows no leader again yet; never what is older.
+            let mut stream = loop {
+                match other.watch(watch(last.0)).await {
+                    Ok(stream) => break stream.into_inner(),
+                    Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+                }
+                tokio::time::sleep(crate::harness::POLL).await;
+            };
+            let event = stream.message().await.unwrap().expect("what there is");
+            let Some(What::App(app)) = &event.what else { panic!("{event:?}") };
+            assert!(event.index >= last.0 && app.version >= last.1, "{last:?}, then {event:?}");
+            assert_eq!(app.desired, desired);
+        });
+        cluster.until_ready(&[1, 2, 3]);
+    }
+}
+
+fn unread() {
+    let cluster = Cluster::start(1);
+    cluster.ok(1, &["apply", "--detach", &cluster.manifest("hello", "/", 1)]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        // A window of a few events: what is not read does not hide in buffers.
+        let url = format!("http://{}", cluster.schedulers[&1].api);
+        let narrow = Channel::from_shared(url).unwrap().initial_stream_window_size(1_024);
+        let mut watching = ControlClient::new(narrow.connect().await.unwrap());
+        let watch = |after| WatchRequest { after, app: "hello".into(), hosts: false };
+        let mut stream = watching.watch(watch(0)).await.unwrap().into_inner();
+        let mut api = client(&cluster, 1).await;
+        let begun = std::time::Instant::now();
+        let mut replicas = 1;
+        while begun.elapsed() < Duration::from_secs(14) {
+            replicas += 1;
+            let request = ScaleRequest { app: "hello".into(), actor: "hello".into(), replicas, ..Default::default() };
+            api.scale(request).await.unwrap();
+        }
+        let (mut events, mut last) = (0, 0);
+        let error = loop {
+            match tokio::time::timeout(Duration::from_secs(10), stream.message()).await.expect("it is cut") {
+                Ok(event) => (events, last) = (events + 1, event.expect("an end with its reason").index),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+        assert!(error.message().contains("was cut; go on behind the index"), "{error}");
+        assert!(events < 1_000 && events < replicas, "{events} events of {replicas} writes were kept for it");
+        let mut stream = api.watch(watch(last)).await.unwrap().into_inner();
+        read(&mut stream, &mut (last, 0), replicas).await;
+    });
 }
 
 async fn client(cluster: &Cluster, id: u64) -> ControlClient<Channel> {

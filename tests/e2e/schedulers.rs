@@ -1,7 +1,8 @@
 //! Three schedulers, each a process of its own: any of them is asked, the leader dies or is told to end, disks are lost,
 //! members are removed and replaced. On nats-server only: the embedded broker belongs to a lattice in one process.
 
-use crate::harness::{Broker, Cluster, SOON, finish, http, run, throughout, until};
+use crate::harness::{Broker, Cluster, PROGRAM, Process, SOON, clean, finish, http, run, throughout, until};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -17,6 +18,11 @@ fn a_leader_that_is_told_to_end_hands_over() {
 #[test]
 fn a_lost_disk_is_replaced_under_a_new_id() {
     run("a_lost_disk_is_replaced_under_a_new_id", Broker::Nats, |_| disk_lost());
+}
+
+#[test]
+fn one_whose_folder_was_emptied_never_votes_under_its_old_id() {
+    run("one_whose_folder_was_emptied_never_votes_under_its_old_id", Broker::Nats, |_| emptied());
 }
 
 #[test]
@@ -164,6 +170,41 @@ fn disk_lost() {
     cluster.kill(gone);
     cluster.ok(new, &["scale", "after/hello", "3"]);
     assert_eq!(cluster.replicas(other, "after"), 3);
+}
+
+fn emptied() {
+    let mut cluster = Cluster::start(3);
+    cluster.ok(1, &["apply", "--detach", &cluster.manifest("before", "/before", 1)]);
+    let victim = cluster.alive().into_iter().find(|id| *id != cluster.leader()).unwrap();
+    let other = cluster.alive().into_iter().find(|id| *id != victim).unwrap();
+    let token = cluster.ok(other, &["schedulers", "token"]).trim().to_owned();
+    let at = cluster.schedulers[&other].peer.clone();
+    cluster.kill(victim);
+    let data = cluster.schedulers.remove(&victim).unwrap().data;
+    let name = data.file_name().unwrap().to_str().unwrap().to_owned();
+    let is_away = |cluster: &Cluster| {
+        let item = cluster.list(other).into_iter().find(|item| item["id"] == victim).unwrap();
+        item["state"] == "unreachable"
+    };
+    // Without all that it knew it is nobody: the others neither hear it nor count it.
+    std::fs::remove_dir_all(&data).unwrap();
+    let (stranger, mut command) = cluster.command("stranger", &data, &[]);
+    let mut process = Process::spawn(&stranger, cluster.path(), &mut command);
+    let api = process.field("api");
+    throughout("the old one is away", Duration::from_secs(3), || is_away(&cluster));
+    let (_, apps, _) =
+        finish(clean(&mut Command::new(PROGRAM)).env("LATTICE_API", &api).args(["get", "apps", "-o", "name"]));
+    assert_eq!(apps, "", "it knows nothing of the others");
+    process.kill();
+    // As its unit file has it, it joins: under a new id.
+    std::fs::remove_dir_all(&data).unwrap();
+    let new = cluster.start_scheduler(&name, &["--join", &at, "--token", &token]);
+    assert_eq!(new, 4);
+    assert!(is_away(&cluster));
+    assert_eq!(cluster.replicas(new, "before"), 1);
+    cluster.ok(other, &["schedulers", "remove", &victim.to_string()]);
+    cluster.until_ready(&cluster.alive());
+    cluster.ok(new, &["scale", "before/hello", "2"]);
 }
 
 fn all_move() {

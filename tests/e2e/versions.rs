@@ -5,6 +5,8 @@ use crate::harness::{Broker, Cluster, Process, SOON, finish, run, until};
 
 /// A build before there were tokens of the API.
 const OLDER: [&str; 2] = ["--vocabulary", "1"];
+/// Of this build.
+const NEWEST: u64 = 3;
 
 #[test]
 fn schedulers_of_two_versions_never_diverge() {
@@ -14,7 +16,7 @@ fn schedulers_of_two_versions_never_diverge() {
 fn mixed() {
     let mut cluster = Cluster::start(3);
     cluster.ok(1, &["apply", "--detach", &cluster.manifest("hello", "/", 1)]);
-    until_known(&cluster, 2, 2);
+    until_known(&cluster, 2, NEWEST);
     cluster.kill(2);
     assert_eq!(cluster.start_scheduler("two", &OLDER), 2);
     until_known(&cluster, 2, 1);
@@ -30,7 +32,7 @@ fn mixed() {
     }
     cluster.kill(2);
     cluster.restart(2);
-    until_known(&cluster, 2, 2);
+    until_known(&cluster, 2, NEWEST);
     cluster.until_ready(&[1, 2, 3]);
     cluster.ok(2, &["access", "add", "ci"]);
 

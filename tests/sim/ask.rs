@@ -3,7 +3,7 @@
 
 use crate::clients::Told;
 use crate::ctx::{Ask, Ctx, Node, Packet};
-use crate::history::{History, request_id};
+use crate::history::request_id;
 use crate::linear::Register;
 use crate::process::{Came, Process, Reading, Waiter};
 use prost::Message;
@@ -11,16 +11,11 @@ use proto::v1 as pb;
 use proto::v1::command::What;
 use scheduler::peer::roster;
 use scheduler::raft;
-use scheduler::state::{self, State};
-use std::collections::BTreeSet;
 
 impl Process {
     pub(crate) fn ask(&mut self, ctx: &mut Ctx, intent: usize, via: Option<usize>, what: Ask) {
         match what {
-            Ask::Read(app) => self.read(Reading::App { intent, app }),
-            Ask::Write(command) if via.is_none() && matches!(command.what, Some(What::ApplyApp(_))) => {
-                self.read(Reading::Trial { intent, command });
-            }
+            Ask::Read(app) => self.read(Reading { intent, app }),
             what => self.lead_or_pass(ctx, intent, via, what),
         }
     }
@@ -31,41 +26,22 @@ impl Process {
     }
 
     /// The state is fresh for who asked, or could not be made so.
-    pub(crate) fn fresh(
-        &mut self,
-        ctx: &mut Ctx,
-        history: &History,
-        result: Result<u64, raft::Error>,
-        reading: Reading,
-    ) {
-        match (reading, result) {
-            (Reading::App { intent, .. } | Reading::Trial { intent, .. }, Err(_)) => {
-                self.reply(ctx, intent, None, Told::Again);
-            }
-            (Reading::App { intent, app }, Ok(_)) => {
-                let register = {
-                    let state = self.replica.read();
-                    state
-                        .apps
-                        .get(&app)
-                        .map_or(Register::Absent, |at| Register::Here { version: at.version, deleting: at.deleting })
-                };
-                if !self.governs() {
-                    ctx.count("read answered by a follower");
-                }
-                self.reply(ctx, intent, None, Told::App(register));
-            }
-            (Reading::Trial { intent, command }, Ok(_)) => {
-                let outcome = trial(&self.replica.read(), &command);
-                if outcome.error.is_empty() {
-                    return self.lead_or_pass(ctx, intent, None, Ask::Write(command));
-                }
-                if trial(&history.state, &command).error.is_empty() {
-                    ctx.count("refused on a state that lags");
-                }
-                self.reply(ctx, intent, None, Told::Outcome(outcome));
-            }
+    pub(crate) fn fresh(&mut self, ctx: &mut Ctx, result: Result<u64, raft::Error>, reading: Reading) {
+        let Reading { intent, app } = reading;
+        if result.is_err() {
+            return self.reply(ctx, intent, None, Told::Again);
         }
+        let register = {
+            let state = self.replica.read();
+            state
+                .apps
+                .get(&app)
+                .map_or(Register::Absent, |at| Register::Here { version: at.version, deleting: at.deleting })
+        };
+        if !self.governs() {
+            ctx.count("read answered by a follower");
+        }
+        self.reply(ctx, intent, None, Told::App(register));
     }
 
     fn lead_or_pass(&mut self, ctx: &mut Ctx, intent: usize, via: Option<usize>, what: Ask) {
@@ -94,13 +70,16 @@ impl Process {
                     let state = self.replica.read();
                     self.status(|s| roster::check_removal(id, &state.members, &s.members, &self.reached(ctx, s)))
                 };
-                if let Err(why) = checked {
-                    return self.reply(ctx, intent, via, Told::Refused(why));
+                let what = match checked {
+                    // By the log, so that no copy of it that is still under way is carried out.
+                    Err(error) => What::Refuse(pb::Refuse { code: "precondition".to_owned(), error }),
+                    Ok(()) if id == self.id => return self.transfer(ctx, intent, via, true),
+                    Ok(()) => What::RemoveMember(pb::RemoveMember { id }),
+                };
+                if matches!(what, What::Refuse(_)) {
+                    ctx.count("change of schedulers refused");
                 }
-                if id == self.id {
-                    return self.transfer(ctx, intent, via, true);
-                }
-                let what = Some(What::RemoveMember(pb::RemoveMember { id }));
+                let what = Some(what);
                 let command = pb::Command { request_id: request_id(intent), what };
                 self.propose(ctx, vec![command], Waiter::Ask { intent, via });
             }
@@ -153,11 +132,4 @@ impl Process {
         let to = via.map_or(Node::Client, Node::Member);
         ctx.send(self.me(), to, Packet::Answer { intent, told });
     }
-}
-
-/// What `command` would give on `state`.
-fn trial(state: &State, command: &pb::Command) -> pb::Outcome {
-    let mut trial = state.clone();
-    let entry = pb::Entry { version: state::VERSION, time_ms: 0, commands: vec![command.clone()] };
-    trial.apply(trial.applied + 1, &entry, &mut BTreeSet::new()).swap_remove(0)
 }

@@ -256,6 +256,7 @@ fn told(entry: &pb::Entry, outcomes: &[pb::Outcome]) -> String {
             Some(What::IssueToken(c)) => format!("a join token until {}", c.expires_ms),
             Some(What::SetAccess(c)) => format!("token {} may ask", c.name),
             Some(What::RemoveAccess(c)) => format!("token {} may not ask any more", c.name),
+            Some(What::Refuse(c)) => format!("refuse: {}", c.error),
             None => "nothing".into(),
         };
         let id = &command.request_id;

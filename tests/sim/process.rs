@@ -53,6 +53,10 @@ impl StateMachine for Journal {
         outcomes
     }
 
+    fn pass(&mut self, index: u64) {
+        self.replica.pass(index);
+    }
+
     fn can_apply(&self, data: &[u8]) -> Result<(), String> {
         self.replica.can_apply(data)
     }
@@ -87,16 +91,9 @@ pub(crate) enum Waiter {
 }
 
 /// What a read is for.
-pub(crate) enum Reading {
-    App {
-        intent: usize,
-        app: Name,
-    },
-    /// A manifest is tried out on fresh state first.
-    Trial {
-        intent: usize,
-        command: pb::Command,
-    },
+pub(crate) struct Reading {
+    pub(crate) intent: usize,
+    pub(crate) app: Name,
 }
 
 pub(crate) enum Came {
@@ -241,7 +238,7 @@ impl Process {
             if round? == ControlFlow::Break(()) {
                 ctx.fail(format!("s{} ended by itself", self.number));
             }
-            let mut moved = self.poll(ctx, history);
+            let mut moved = self.poll(ctx);
             moved |= self.pump(ctx);
             if !moved || ctx.failure.is_some() {
                 break;
@@ -305,7 +302,7 @@ impl Process {
     }
 
     /// Everyone whose answer is there goes on. Gives whether anyone did.
-    fn poll(&mut self, ctx: &mut Ctx, history: &History) -> bool {
+    fn poll(&mut self, ctx: &mut Ctx) -> bool {
         let mut context = Context::from_waker(Waker::noop());
         let mut came = Vec::new();
         self.pending.retain_mut(|future| match future.as_mut().poll(&mut context) {
@@ -319,7 +316,7 @@ impl Process {
         for one in came {
             match one {
                 Came::Written(result, waiter) => self.written(ctx, result, waiter),
-                Came::Fresh(result, reading) => self.fresh(ctx, history, result, reading),
+                Came::Fresh(result, reading) => self.fresh(ctx, result, reading),
                 Came::Changed(result) => {
                     self.changing = None;
                     if result.is_ok() {

@@ -1,24 +1,32 @@
 //! People who watch: each has a picture of apps and hosts, kept from what a scheduler tells it, across streams that
-//! break in the middle and go on at another scheduler. The picture must be what that scheduler's state says.
+//! break in the middle and go on at another scheduler, once that is as new as anything they saw. The picture must be what
+//! that scheduler's state says.
 
 use crate::ctx::{Ctx, LATTICE, Node, Timer};
 use crate::process::Process;
 use crate::seat::Seat;
 use proto::v1 as pb;
 use proto::v1::watch_event::What;
+use scheduler::raft;
 use scheduler::status::View;
 use scheduler::watched::Watched;
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 
 const WATCHERS: usize = 2;
 const EVERY_MS: u64 = 900;
 
 pub(crate) struct Watchers(Vec<Watcher>);
 
+/// A scheduler finds out how new its state must be: seat, its boot.
+type Asked = (usize, u64, Pin<Box<dyn Future<Output = Result<u64, raft::Error>>>>);
+
 #[derive(Default)]
 struct Watcher {
     /// Seat, its boot, and what the scheduler there remembers of this watch.
     stream: Option<(usize, u64, Watched)>,
+    asked: Option<Asked>,
     /// Index of the last event that arrived.
     last: u64,
     /// How far the state was that the last event came from: cut in the middle, a picture is in part that new.
@@ -48,7 +56,7 @@ fn with_view<T>(ctx: &Ctx, process: &Process, f: impl FnOnce(&View<'_>) -> T) ->
 
 impl Watcher {
     fn step(&mut self, ctx: &mut Ctx, seats: &[Seat]) {
-        let Some((seat, boot, mut watched)) = self.stream.take() else { return self.connect(ctx, seats) };
+        let Some((seat, boot, mut watched)) = self.stream.take() else { return self.find(ctx, seats) };
         let at = &seats[seat];
         let Some(process) = at.process.as_ref().filter(|_| at.boot == boot) else { return };
         if at.paused_until > ctx.now {
@@ -75,8 +83,7 @@ impl Watcher {
             return;
         }
         let truth = with_view(ctx, process, picture);
-        // Where it goes on, the state may be older than what it saw a part of.
-        if applied >= self.seen && (&self.apps, &self.hosts) != (&truth.0, &truth.1) {
+        if (&self.apps, &self.hosts) != (&truth.0, &truth.1) {
             let (mine, last) = ((&self.apps, &self.hosts), self.last);
             ctx.fail(format!(
                 "a watch at s{seat}, index {last}, missed something: it shows {mine:?}, there is {truth:?}"
@@ -95,17 +102,38 @@ impl Watcher {
         }
     }
 
-    fn connect(&mut self, ctx: &mut Ctx, seats: &[Seat]) {
+    /// Asks a scheduler; goes on there when it is new enough.
+    fn find(&mut self, ctx: &mut Ctx, seats: &[Seat]) {
+        let (seat, boot, mut fresh) = match self.asked.take() {
+            Some(asked) => asked,
+            None => {
+                let seat = ctx.dice.index(seats.len());
+                let Some(process) = running(ctx, &seats[seat]) else { return };
+                let handle = process.handle.clone();
+                (seat, seats[seat].boot, Box::pin(async move { handle.read_index().await }) as _)
+            }
+        };
+        let at = &seats[seat];
+        if at.boot != boot || at.process.is_none() {
+            return;
+        }
+        let Some(process) = running(ctx, at) else { return self.asked = Some((seat, boot, fresh)) };
+        match fresh.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => self.asked = Some((seat, boot, fresh)),
+            Poll::Ready(Err(_)) => ctx.count("watch sent elsewhere"),
+            Poll::Ready(Ok(_)) => self.resume(ctx, process, seat, boot),
+        }
+    }
+
+    fn resume(&mut self, ctx: &mut Ctx, process: &Process, seat: usize, boot: u64) {
+        let applied = process.replica.read().applied;
+        if applied < self.seen {
+            // What it saw a part of may vanish here before it was here: that would not be told.
+            return ctx.fail(format!("a watch that saw index {} goes on at s{seat}, at {applied}", self.seen));
+        }
         if self.last == 0 {
             // It is told everything again.
             *self = Self::default();
-        }
-        let seat = ctx.dice.index(seats.len());
-        let at = &seats[seat];
-        let Some(process) = at.process.as_ref().filter(|_| at.paused_until <= ctx.now) else { return };
-        if process.replica.read().applied < self.seen {
-            // What it saw a part of may vanish here before it was here: that is not told.
-            return ctx.count("watch sent elsewhere");
         }
         let request = pb::WatchRequest { after: self.last, app: String::new(), hosts: true };
         let mut watched = Watched::new(request);
@@ -114,16 +142,19 @@ impl Watcher {
         match with_view(ctx, process, |view| watched.resume(view, touched, compacted)) {
             Ok(()) => {
                 ctx.count(if self.last > 0 { "watch resumed" } else { "watch began" });
-                self.stream = Some((seat, at.boot, watched));
+                self.stream = Some((seat, boot, watched));
             }
             Err(why) if why.contains("was compacted") => {
                 ctx.count("watch began anew");
                 *self = Self::default();
             }
-            Err(why) if why.contains("is not there yet") => ctx.count("watch sent elsewhere"),
             Err(why) => ctx.fail(format!("{LATTICE}: {why}")),
         }
     }
+}
+
+fn running<'a>(ctx: &Ctx, at: &'a Seat) -> Option<&'a Process> {
+    at.process.as_ref().filter(|_| at.paused_until <= ctx.now)
 }
 
 fn picture(view: &View<'_>) -> (BTreeMap<String, (u64, u64)>, BTreeSet<String>) {

@@ -79,7 +79,7 @@ impl World {
     /// What clients saw until now, put before the checker: also of a run that ended early.
     #[cfg(feature = "seeded-faults")]
     pub(crate) fn check_order(&mut self) {
-        self.clients.check_order(&mut self.ctx, &self.history);
+        self.clients.check_order(&mut self.ctx);
     }
 
     fn advance(&mut self, ms: u64) {

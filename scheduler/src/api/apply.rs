@@ -2,6 +2,7 @@
 //! changes unless all of it is right.
 
 use super::Service;
+use super::service::status_of;
 use proto::app::{App, Digest, Kind, MANIFEST_BYTES_MAX, Name};
 use proto::component::{Inspection, inspect};
 use proto::manifest::{ImageRef, Parsed, Problem};
@@ -36,98 +37,111 @@ pub(super) struct Source<'a> {
     pub(super) images: &'a BTreeMap<String, String>,
 }
 
+/// Why a manifest is not applied.
+pub(super) struct Unresolved {
+    pub(super) problems: Vec<Problem>,
+    /// Another scheduler may have what is missing here: there, a copy of the same request is taken.
+    elsewhere: bool,
+}
+
 impl Service {
     pub(super) async fn apply_manifest(&self, request: pb::ApplyRequest) -> Result<pb::ApplyResponse, Status> {
         let source = Source { manifest: &request.manifest, file: &request.file, images: &request.images };
-        let apps = match self.resolve(&source).await? {
-            Ok(apps) => apps,
+        let parsed = match parse(&source)? {
+            Ok(parsed) => parsed,
             Err(problems) => return Err(refused(&problems)),
         };
-        let several = apps.len() > 1;
+        let names: Vec<Name> = parsed.iter().map(|one| one.app.name.clone()).collect();
+        let ids = request_ids(&request.request_id, names.len());
+        // A member that is behind must not refuse what the newest state would take, nor what it took already.
+        self.fresh(false).await?;
+        let first = self.shared.replica.read().answered_all(ids.iter().map(String::as_str));
+        if let Some(outcomes) = first.filter(|_| !request.dry_run) {
+            return response(&names, outcomes);
+        }
+        let apps = match self.resolve_all(parsed, &source).await? {
+            Ok(apps) => apps,
+            Err(unresolved) if unresolved.elsewhere && !request.dry_run => {
+                let why = refused(&unresolved.problems);
+                return response(&names, self.peers.refuse(ids, "invalid", why.message()).await?);
+            }
+            Err(unresolved) => return Err(refused(&unresolved.problems)),
+        };
         let commands: Vec<pb::Command> = apps
             .iter()
-            .enumerate()
-            .map(|(i, app)| pb::Command {
-                // One id a command: the second app of a manifest is not a retry of the first.
-                request_id: match request.request_id.as_str() {
-                    "" => String::new(),
-                    id if several => format!("{id}/{i}"),
-                    id => id.to_owned(),
-                },
+            .zip(&ids)
+            .map(|(app, id)| pb::Command {
+                request_id: id.clone(),
                 what: Some(pb::command::What::ApplyApp(pb::ApplyApp {
                     spec: app.to_json(),
                     if_version: request.if_version,
                 })),
             })
             .collect();
-        // A member that is behind must not refuse what the newest state would take.
-        self.fresh(false).await?;
-        let trial = self.try_out(&commands)?;
-        let outcomes = if request.dry_run {
-            trial
-        } else {
-            self.peers.spread(&digests(&apps)).await?;
-            self.commit(commands).await?
-        };
-        let mut changes = Vec::new();
-        for (app, outcome) in apps.iter().zip(outcomes) {
-            changes.push(pb::AppChange {
-                app: app.name.to_string(),
-                change: outcome.change,
-                revision: outcome.revision,
-                version: outcome.version,
-            });
+        // One app is taken or refused by the log. Of several none is taken when one would be refused.
+        if request.dry_run || apps.len() > 1 {
+            let trial = self.try_out(&commands);
+            match trial.iter().find(|outcome| !outcome.error.is_empty()) {
+                None if request.dry_run => return response(&names, trial),
+                None => {}
+                Some(outcome) if request.dry_run => return Err(status_of(outcome)),
+                Some(pb::Outcome { code, error, .. }) => {
+                    return response(&names, self.peers.refuse(ids, code, error).await?);
+                }
+            }
         }
-        Ok(pb::ApplyResponse { apps: changes })
+        self.peers.spread(&digests(&apps)).await?;
+        response(&names, self.peers.write(commands).await?)
     }
 
-    /// What the commands would give now; an error when one of them would be refused: all or none.
-    fn try_out(&self, commands: &[pb::Command]) -> Result<Vec<pb::Outcome>, Status> {
+    /// What the commands would give now.
+    fn try_out(&self, commands: &[pb::Command]) -> Vec<pb::Outcome> {
         let mut state = self.shared.replica.read().clone();
         let entry = pb::Entry { version: crate::state::VERSION, time_ms: 0, commands: commands.to_vec() };
         let index = state.applied + 1;
-        let outcomes = state.apply(index, &entry, &mut BTreeSet::new());
-        match outcomes.iter().find(|o| !o.error.is_empty()) {
-            Some(outcome) => Err(super::service::status_of(outcome)),
-            None => Ok(outcomes),
-        }
+        state.apply(index, &entry, &mut BTreeSet::new())
     }
 
     /// Parses and checks a manifest against the artifacts that are here.
     pub(super) async fn resolve(&self, source: &Source<'_>) -> Result<Result<Vec<App>, Vec<Problem>>, Status> {
-        if source.manifest.len() > MANIFEST_BYTES_MAX {
-            let max = MANIFEST_BYTES_MAX;
-            return Err(Status::invalid_argument(format!(
-                "{}: {} bytes; a manifest has at most {max}: split it",
-                source.file,
-                source.manifest.len()
-            )));
+        match parse(source)? {
+            Ok(parsed) => Ok(self.resolve_all(parsed, source).await?.map_err(|unresolved| unresolved.problems)),
+            Err(problems) => Ok(Err(problems)),
         }
-        let parsed = match manifest::parse(source.manifest, source.file) {
-            Ok(parsed) => parsed,
-            Err(problems) => return Ok(Err(problems)),
-        };
-        let mut problems = Vec::new();
+    }
+
+    async fn resolve_all(
+        &self,
+        parsed: Vec<Parsed>,
+        source: &Source<'_>,
+    ) -> Result<Result<Vec<App>, Unresolved>, Status> {
+        let mut all = Unresolved { problems: Vec::new(), elsewhere: false };
         let mut apps = Vec::new();
         for one in parsed {
             match self.resolve_app(one, source).await? {
                 Ok(app) => apps.push(app),
-                Err(more) => problems.extend(more),
+                Err(more) => {
+                    all.problems.extend(more.problems);
+                    all.elsewhere |= more.elsewhere;
+                }
             }
         }
-        problems.sort_by_key(|p| (p.line, p.column));
-        Ok(if problems.is_empty() { Ok(apps) } else { Err(problems) })
+        all.problems.sort_by_key(|p| (p.line, p.column));
+        Ok(if all.problems.is_empty() { Ok(apps) } else { Err(all) })
     }
 
-    async fn resolve_app(&self, parsed: Parsed, source: &Source<'_>) -> Result<Result<App, Vec<Problem>>, Status> {
+    async fn resolve_app(&self, parsed: Parsed, source: &Source<'_>) -> Result<Result<App, Unresolved>, Status> {
         let Parsed { mut app, positions } = parsed;
-        let mut problems = Vec::new();
+        let (mut problems, mut elsewhere) = (Vec::new(), false);
         let mut inspections: BTreeMap<Name, Inspection> = BTreeMap::new();
         for (name, component) in &mut app.components {
             let Kind::Actor(actor) = &mut component.kind else { continue };
             let place = positions.image(name.as_str());
             match self.digest_of(&actor.image, source.images) {
-                Err((message, help)) => problems.push(positions.problem(place, message, help)),
+                Err((message, help)) => {
+                    elsewhere = true;
+                    problems.push(positions.problem(place, message, help));
+                }
                 Ok(digest) => match self.inspection(&digest).await? {
                     Err(message) => problems.push(positions.problem(
                         place,
@@ -144,7 +158,7 @@ impl Service {
         if problems.is_empty() {
             problems = check::check(&mut app, &inspections, &positions);
         }
-        Ok(if problems.is_empty() { Ok(app) } else { Err(problems) })
+        Ok(if problems.is_empty() { Ok(app) } else { Err(Unresolved { problems, elsewhere }) })
     }
 
     fn digest_of(&self, image: &str, images: &BTreeMap<String, String>) -> Result<Digest, (String, String)> {
@@ -183,6 +197,42 @@ impl Service {
             inspection
         }))
     }
+}
+
+fn parse(source: &Source<'_>) -> Result<Result<Vec<Parsed>, Vec<Problem>>, Status> {
+    if source.manifest.len() > MANIFEST_BYTES_MAX {
+        let max = MANIFEST_BYTES_MAX;
+        return Err(Status::invalid_argument(format!(
+            "{}: {} bytes; a manifest has at most {max}: split it",
+            source.file,
+            source.manifest.len()
+        )));
+    }
+    Ok(manifest::parse(source.manifest, source.file))
+}
+
+/// One id a command: the second app of a manifest is not a retry of the first.
+fn request_ids(id: &str, apps: usize) -> Vec<String> {
+    let one = |number| match id {
+        "" => String::new(),
+        id if apps > 1 => format!("{id}/{number}"),
+        id => id.to_owned(),
+    };
+    (0..apps).map(one).collect()
+}
+
+/// What became of each app; the first refusal, if there is one.
+fn response(names: &[Name], outcomes: Vec<pb::Outcome>) -> Result<pb::ApplyResponse, Status> {
+    if let Some(refused) = outcomes.iter().find(|outcome| !outcome.error.is_empty()) {
+        return Err(status_of(refused));
+    }
+    let change = |(name, outcome): (&Name, pb::Outcome)| pb::AppChange {
+        app: name.to_string(),
+        change: outcome.change,
+        revision: outcome.revision,
+        version: outcome.version,
+    };
+    Ok(pb::ApplyResponse { apps: names.iter().zip(outcomes).map(change).collect() })
 }
 
 /// The components that apps name.

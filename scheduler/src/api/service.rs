@@ -188,8 +188,10 @@ impl Control for Service {
 
     type WatchStream = super::watch::WatchStream;
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<Self::WatchStream> {
+        let request = self.viewer(request)?;
+        // A watch that goes on here was perhaps told of what this scheduler does not know yet.
         self.fresh(false).await?;
-        super::watch::watch(self.shared.clone(), self.viewer(request)?).map(Response::new)
+        super::watch::watch(self.shared.clone(), request).map(Response::new)
     }
 
     type LogsStream = super::stream::LogsStream;
@@ -281,6 +283,7 @@ pub(crate) fn status_of(outcome: &pb::Outcome) -> Status {
         "conflict" => Status::aborted(message),
         "denied" => Status::permission_denied(message),
         "stale" => Status::unavailable(message),
+        "precondition" => Status::failed_precondition(message),
         _ => Status::invalid_argument(message),
     }
 }

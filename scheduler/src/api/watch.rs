@@ -1,15 +1,19 @@
 //! Watches: apps and hosts as they change, in the order of the log, resumable behind an index. A watcher that reads
-//! slowly gets the newest of each thing, never a queue that grows.
+//! slowly gets the newest of each thing, never a queue that grows; one that does not read at all is cut, and told so.
 
 use crate::control::Shared;
 use crate::watched::Watched;
+use futures::FutureExt as _;
 use proto::v1 as pb;
+use std::pin::Pin;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
 
-pub(crate) type WatchStream = ReceiverStream<Result<pb::WatchEvent, Status>>;
+pub(crate) type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchEvent, Status>> + Send>>;
 
 /// Events that wait for a reader; the round waits with them.
 const QUEUE_MAX: usize = 64;
@@ -17,14 +21,24 @@ const QUEUE_MAX: usize = 64;
 const REST_MIN: Duration = Duration::from_millis(2);
 const REST_MAX: Duration = Duration::from_millis(500);
 const REST_SHARE: u32 = 20;
+/// Who takes nothing for so long, though something waits, is cut.
+const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The state here must be as new as what any watcher was told before: who calls this waited for that.
 pub(super) fn watch(shared: Shared, request: pb::WatchRequest) -> Result<WatchStream, Status> {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+    let (cut, why) = oneshot::channel();
     let after = request.after;
     let mut watcher = Watcher { shared, after, watched: Watched::new(request), sender };
     watcher.resume()?;
-    tokio::spawn(watcher.run());
-    Ok(ReceiverStream::new(receiver))
+    tokio::spawn(async move {
+        if let Err(status) = watcher.run().await {
+            let _ = cut.send(status);
+        }
+    });
+    // What was queued comes first, then the reason for which there is no more.
+    let end = why.into_stream().filter_map(|why| why.ok().map(Err));
+    Ok(Box::pin(ReceiverStream::new(receiver).chain(end)))
 }
 
 struct Watcher {
@@ -45,7 +59,8 @@ impl Watcher {
         resumed.map_err(Status::out_of_range)
     }
 
-    async fn run(mut self) {
+    /// Until the watcher goes, or is cut.
+    async fn run(mut self) -> Result<(), Status> {
         let mut applied = self.shared.replica.applied();
         let mut seen = self.shared.seen();
         // Some things change by time alone: a host becomes suspect.
@@ -58,15 +73,22 @@ impl Watcher {
             };
             let rest = (begun.elapsed() * REST_SHARE).clamp(REST_MIN, REST_MAX);
             for event in events {
-                if self.sender.send(Ok(event)).await.is_err() {
-                    return;
+                match self.sender.send_timeout(Ok(event), PATIENCE).await {
+                    Ok(()) => {}
+                    Err(SendTimeoutError::Closed(_)) => return Ok(()),
+                    Err(SendTimeoutError::Timeout(_)) => {
+                        let seconds = PATIENCE.as_secs();
+                        return Err(Status::unavailable(format!(
+                            "this watch was not read for {seconds} s and was cut; go on behind the index of the last event"
+                        )));
+                    }
                 }
             }
             tokio::select! {
                 Ok(()) = applied.changed() => {}
                 Ok(()) = seen.changed() => {}
                 _ = tick.tick() => {}
-                () = self.sender.closed() => return,
+                () = self.sender.closed() => return Ok(()),
             }
             tokio::time::sleep_until(begun + rest).await;
         }

@@ -6,7 +6,7 @@ use crate::api::{status_of, status_of_raft};
 use crate::events::unix_ms;
 use crate::raft;
 use crate::replica::outcomes;
-use crate::state::TOKEN_LIFE_MS_MAX;
+use crate::state::{REFUSAL_BYTES_MAX, TOKEN_LIFE_MS_MAX};
 use prost::Message;
 use proto::v1 as pb;
 use proto::v1::command::What as Command;
@@ -43,6 +43,21 @@ impl Peers {
         let outcomes = self.write(vec![pb::Command { request_id, what: Some(what) }]).await?;
         let outcome = outcomes.into_iter().next().ok_or_else(odd)?;
         if outcome.error.is_empty() { Ok(outcome) } else { Err(status_of(&outcome)) }
+    }
+
+    /// Refuses requests for good: from then on no copy of them that is still under way is carried out. Gives the answers
+    /// that stand, which are not these if a copy was carried out already. A request without an id has no copies.
+    pub(crate) async fn refuse(&self, ids: Vec<String>, code: &str, error: &str) -> Result<Vec<pb::Outcome>, Status> {
+        let outcome = pb::Outcome { code: code.to_owned(), error: error.to_owned(), ..pb::Outcome::default() };
+        if ids.iter().all(String::is_empty) {
+            return Ok(vec![outcome; ids.len()]);
+        }
+        let command = |request_id| pb::Command { request_id, what: Some(refusal(code, error)) };
+        match self.write(ids.into_iter().map(command).collect()).await {
+            Ok(outcomes) => Ok(outcomes),
+            Err(status) if status.code() == tonic::Code::FailedPrecondition => Err(uncertain(&outcome)),
+            Err(status) => Err(status),
+        }
     }
 
     pub(crate) async fn list(&self) -> Result<pb::SchedulerList, Status> {
@@ -180,11 +195,17 @@ impl Peers {
         match done {
             Ok(answer) => Ok(Some(answer)),
             Err(Failed::NotLeader) => Ok(None),
+            Err(Failed::Outdated(why)) => Err(Status::failed_precondition(why)),
             Err(Failed::Status(status)) => Err(status),
         }
     }
 
     async fn commit(&self, commands: Vec<pb::Command>) -> Result<pb::Outcomes, Failed> {
+        // What was answered stands, whatever would be said to it now. Who governs has applied all that was committed
+        // before it led.
+        if let Some(items) = self.0.replica.read().answered_all(commands.iter().map(|c| c.request_id.as_str())) {
+            return Ok(pb::Outcomes { items });
+        }
         let entry = self.0.replica.entry(self.id(), commands)?;
         let applied = self.0.raft.propose(entry.encode_to_vec()).await?;
         Ok(pb::Outcomes { items: outcomes(&applied) })
@@ -194,6 +215,17 @@ impl Peers {
         let outcomes = self.commit(vec![pb::Command { request_id, what: Some(what) }]).await?;
         let outcome = outcomes.items.into_iter().next().ok_or_else(|| Failed::Status(odd()))?;
         if outcome.error.is_empty() { Ok(outcome) } else { Err(Failed::Status(status_of(&outcome))) }
+    }
+
+    /// As `refuse`, of one request and by the leader itself.
+    async fn refuse_here(&self, request_id: String, code: &str, error: &str) -> Result<pb::Outcome, Failed> {
+        match self.commit_one(request_id, refusal(code, error)).await {
+            Err(Failed::Outdated(_)) => {
+                let (code, error) = (code.to_owned(), error.to_owned());
+                Err(Failed::Status(uncertain(&pb::Outcome { code, error, ..pb::Outcome::default() })))
+            }
+            done => done,
+        }
     }
 
     async fn admit_newcomer(&self, request: pb::JoinRequest) -> Result<pb::JoinAnswer, Failed> {
@@ -245,17 +277,20 @@ impl Peers {
             return Err(Failed::NotLeader);
         }
         let id = request.id;
-        {
+        let checked = {
             let state = self.0.replica.read();
             roster::check_removal(id, &state.members, &status.members, &self.reached(&status))
-                .map_err(|why| Failed::Status(Status::failed_precondition(why)))?;
-        }
-        if id == status.id {
-            // A leader that removed itself would lead on without being a member.
-            self.transfer_here(0).await?;
-            return Err(Failed::NotLeader);
-        }
-        let outcome = self.commit_one(request.request_id, Command::RemoveMember(pb::RemoveMember { id })).await?;
+        };
+        let outcome = match checked {
+            // Unless it was carried out before.
+            Err(why) => self.refuse_here(request.request_id, "precondition", &why).await?,
+            Ok(()) if id == status.id => {
+                // A leader that removed itself would lead on without being a member.
+                self.transfer_here(0).await?;
+                return Err(Failed::NotLeader);
+            }
+            Ok(()) => self.commit_one(request.request_id, Command::RemoveMember(pb::RemoveMember { id })).await?,
+        };
         let mut raft = self.0.raft.status();
         let gone = raft.wait_for(|status| !status.members.contains(id) || status.role != raft::Role::Leader);
         if tokio::time::timeout(CHANGE, gone).await.is_err() {
@@ -274,7 +309,7 @@ impl Peers {
         }
         match self.transfer_here(0).await {
             Ok(done) => tracing::info!(leader = done.leader, "leadership handed over"),
-            Err(Failed::NotLeader) => {}
+            Err(Failed::NotLeader | Failed::Outdated(_)) => {}
             // Nobody is fit: the others elect one when they can.
             Err(Failed::Status(status)) => tracing::info!(why = status.message(), "leadership not handed over"),
         }
@@ -364,6 +399,8 @@ impl Peers {
 enum Failed {
     /// It leads no more, or not yet: nothing was done that asking again would do twice.
     NotLeader,
+    /// Another scheduler could not apply it.
+    Outdated(String),
     Status(Status),
 }
 
@@ -371,9 +408,22 @@ impl From<raft::Error> for Failed {
     fn from(error: raft::Error) -> Self {
         match error {
             raft::Error::NotLeader { .. } | raft::Error::Superseded { .. } => Self::NotLeader,
+            raft::Error::Outdated(why) => Self::Outdated(why),
             other => Self::Status(status_of_raft(other)),
         }
     }
+}
+
+fn refusal(code: &str, error: &str) -> Command {
+    let end = error.floor_char_boundary(REFUSAL_BYTES_MAX);
+    Command::Refuse(pb::Refuse { code: code.to_owned(), error: error[..end].to_owned() })
+}
+
+/// Refused, and nothing keeps a copy that is still under way from being carried out.
+fn uncertain(outcome: &pb::Outcome) -> Status {
+    let status = status_of(outcome);
+    let text = "a copy of this request that is still under way may yet take effect: look before you ask again";
+    Status::new(status.code(), format!("{}; {text}", status.message()))
 }
 
 fn nobody() -> Status {

@@ -4,6 +4,8 @@
 
 use super::*;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch as signal;
 
 /// A member without API, bus and plans.
@@ -14,20 +16,24 @@ struct Member {
 }
 
 async fn start(dir: &Path, join: Option<Join>) -> Result<Member, String> {
-    let config = Config {
-        listen: (Ipv4Addr::LOCALHOST, 0).into(),
-        advertise: None,
-        join,
-        replace_after: Duration::ZERO,
-        leaf_life: LEAF_LIFE,
-    };
+    start_at(dir, join, (Ipv4Addr::LOCALHOST, 0).into(), None, 200_000).await
+}
+
+async fn start_at(
+    dir: &Path,
+    join: Option<Join>,
+    listen: SocketAddr,
+    advertise: Option<String>,
+    log_bytes_max: u64,
+) -> Result<Member, String> {
+    let config = Config { listen, advertise, join, replace_after: Duration::ZERO, leaf_life: LEAF_LIFE };
     let mut door = open(Some(&config), 1, "plant", dir).await.map_err(|e| e.to_string())?;
     let log = raft::Config {
         voters: door.voters.clone(),
         log_id: door.log_id.clone(),
         may_begin: door.may_begin,
         tick_ms: 20,
-        log_bytes_max: 200_000,
+        log_bytes_max,
         ..raft::Config::alone(door.id, dir.join("raft"))
     };
     let (replica, outbox) = (Replica::default(), Outbox::default());
@@ -145,6 +151,116 @@ async fn one_that_was_away_too_long_for_the_log_is_sent_the_state_in_pieces() {
     third.until("it has caught up", |status| status.applied >= index).await;
     assert!(third.peers.0.raft.status().borrow().snapshot > before, "by a snapshot");
     for member in all.into_iter().chain([third]) {
+        member.end().await;
+    }
+}
+
+/// The way to `to`, which breaks once, when so many bytes have gone there on one connection. Gives its address, and how
+/// often it broke.
+async fn fragile_way(to: SocketAddr, break_at: usize) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (at, breaks) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let broken = breaks.clone();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let breaks = broken.clone();
+            tokio::spawn(async move {
+                let Ok(far) = tokio::net::TcpStream::connect(to).await else { return };
+                let ((mut near_in, mut near_out), (mut far_in, mut far_out)) = (near.into_split(), far.into_split());
+                let there = async {
+                    let (mut buffer, mut sum) = (vec![0; 16 << 10], 0);
+                    loop {
+                        let Ok(read @ 1..) = near_in.read(&mut buffer).await else { return };
+                        sum += read;
+                        if sum > break_at && breaks.load(Ordering::SeqCst) == 0 {
+                            breaks.store(1, Ordering::SeqCst);
+                            return;
+                        }
+                        if far_out.write_all(&buffer[..read]).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = there => {}
+                    _ = tokio::io::copy(&mut far_in, &mut near_out) => {}
+                }
+            });
+        }
+    });
+    (at, breaks)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_larger_than_any_frame_arrives_though_the_way_breaks_in_the_middle_of_it() {
+    const LOG_BYTES_MAX: u64 = 6 << 20;
+    let dirs = dirs(2);
+    let loopback: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+    let first = start_at(dirs[0].path(), None, loopback, None, LOG_BYTES_MAX).await.unwrap();
+    first.until_known(1).await;
+    // Ids are remembered: these make a state of more than one frame takes.
+    let id = "i".repeat(3_000);
+    let mut number = 0;
+    while first.replica.read().to_bytes().len() < carry::ANSWER_BYTES_MAX + (1 << 20) {
+        let command = |n: u32| pb::Command { request_id: format!("{id}{n}"), what: Some(scale(n)) };
+        first.peers.write((number..number + 300).map(command).collect()).await.unwrap();
+        number += 300;
+    }
+    let bytes = first.replica.read().to_bytes().len();
+    let index = first.peers.0.raft.status().borrow().applied;
+    assert!(first.peers.0.raft.status().borrow().snapshot > 1);
+
+    // A port that was free a moment ago.
+    let listen = std::net::TcpListener::bind(loopback).unwrap().local_addr().unwrap();
+    let (way, breaks) = fragile_way(listen, bytes / 2).await;
+    let join = first.join(first.token().await);
+    let second = start_at(dirs[1].path(), join, listen, Some(way.to_string()), LOG_BYTES_MAX).await.unwrap();
+    second.until("it has caught up", |status| status.applied >= index).await;
+    assert_eq!(breaks.load(Ordering::SeqCst), 1, "the way broke, and {bytes} bytes came all the same");
+    assert!(second.peers.0.raft.status().borrow().snapshot > 1, "by a snapshot");
+    assert!(second.replica.read().answered(&format!("{id}0")).is_some());
+    for member in [first, second] {
+        member.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_stands_and_so_does_what_was_carried_out() {
+    let dirs = dirs(3);
+    let all = three(&dirs).await;
+    let cordon = || {
+        proto::v1::command::What::IssueToken(pb::IssueToken {
+            hash: "ab".repeat(32),
+            expires_ms: crate::events::unix_ms() + 60_000,
+        })
+    };
+    let id = |text: &str| vec![text.to_owned()];
+    for member in &all {
+        let me = member.peers.id();
+        // Refused first: no copy of it is carried out any more, wherever it comes in.
+        let refused =
+            member.peers.refuse(id(&format!("a{me}")), "not_found", "it is not here; upload it").await.unwrap();
+        assert_eq!((refused[0].code.as_str(), refused[0].error.as_str()), ("not_found", "it is not here; upload it"));
+        // Carried out first: that is the answer, whatever was found to be wrong with a copy of it.
+        let done = member.peers.write_one(format!("b{me}"), cordon()).await.unwrap();
+        for other in &all {
+            let error = other.peers.write_one(format!("a{me}"), cordon()).await.unwrap_err();
+            assert!(error.code() == tonic::Code::NotFound && error.message().contains("upload it"), "{error}");
+            assert_eq!(other.peers.refuse(id(&format!("b{me}")), "invalid", "late").await.unwrap(), [done.clone()]);
+        }
+    }
+    // A scheduler that was removed, and then could not be: the second answer is the first one.
+    let remove = |id: &str| pb::RemoveSchedulerRequest { id: 3, request_id: id.to_owned() };
+    let mut all = all;
+    let third = all.pop().unwrap();
+    third.end().await;
+    let first = all[0].peers.remove(remove("gone")).await.unwrap();
+    assert_eq!(first.change, "removed");
+    let second = all.pop().unwrap();
+    assert_eq!(second.peers.remove(remove("gone")).await.unwrap(), first);
+    let again = second.peers.remove(remove("again")).await.unwrap_err();
+    assert!(again.message().contains("scheduler 3 was removed"), "{again}");
+    for member in all.into_iter().chain([second]) {
         member.end().await;
     }
 }

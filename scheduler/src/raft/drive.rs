@@ -325,6 +325,13 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
             let error = if leader.is_none() { Error::NotLeader { leader } } else { Error::Unconfirmed };
             let _ = asked.answer.send(Err(error));
         }
+        let applied = self.applied;
+        for (index, asked) in &mut self.reads.confirmed {
+            for asked in asked.extract_if(.., |asked| ticks - asked.since > patience) {
+                let _ = asked.answer.send(Err(Error::Behind { applied, index: *index }));
+            }
+        }
+        self.reads.confirmed.retain(|_, asked| !asked.is_empty());
     }
 
     /// All reads that wait share one round.
@@ -389,8 +396,10 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
                 }
                 self.node.apply_change(&entry).map_err(Error::Machine)?;
                 info!(index, members = ?self.node.members(), "members changed");
+                self.state.pass(index);
                 Vec::new()
             } else if entry.data.is_empty() {
+                self.state.pass(index);
                 Vec::new()
             } else {
                 self.state.can_apply(&entry.data).map_err(|detail| Error::Newer { index, detail })?;

@@ -17,6 +17,11 @@ pub enum Error {
     Uncertain { index: u64 },
     #[error("no quorum confirmed the read in time; check that most schedulers run and reach each other, and ask again")]
     Unconfirmed,
+    #[error(
+        "this scheduler is behind: it has applied log index {applied} of {index}; ask another one, or again when `lattice \
+         schedulers list` says that it is ready"
+    )]
+    Behind { applied: u64, index: u64 },
     #[error("{limit} {what} are waiting already, which is the bound; ask again a little later")]
     Overloaded { what: &'static str, limit: usize },
     #[error("an entry has 1 to {max} bytes, this one has {len}; split it")]
@@ -77,6 +82,7 @@ impl Error {
                 | Self::Superseded { .. }
                 | Self::Uncertain { .. }
                 | Self::Unconfirmed
+                | Self::Behind { .. }
                 | Self::Overloaded { .. }
                 | Self::Changing
         )

@@ -36,6 +36,8 @@ pub use stepped::Stepped;
 pub trait StateMachine: Send + 'static {
     /// Applies one committed entry; what it returns reaches the proposer if that waits on this member.
     fn apply(&mut self, index: u64, data: &[u8]) -> Vec<u8>;
+    /// The entry at `index` says nothing to the state: a leader began with it, or it changed the members.
+    fn pass(&mut self, _index: u64) {}
     /// The whole state, byte-stable: the same state gives the same bytes.
     fn snapshot(&self) -> Vec<u8>;
     /// Replaces the whole state by that of a snapshot taken after the entry `index`. Must accept what `snapshot` of

@@ -44,6 +44,8 @@ fn read_disk<D: Disk>(disk: D, dir: &Path, state: &mut impl StateMachine) -> Res
         if entry.kind == 0 && !entry.data.is_empty() {
             state.can_apply(&entry.data).map_err(|detail| Error::Newer { index, detail })?;
             state.apply(index, &entry.data);
+        } else {
+            state.pass(index);
         }
     }
     Ok(Some(Left { id, term: start.hard.term, index, uncertain }))

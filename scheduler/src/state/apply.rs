@@ -1,8 +1,8 @@
 //! Applying log entries: one function per command. Deterministic; refuses instead of panicking, because what is in
 //! the log was accepted by some leader and must be applied the same way everywhere.
 
-use super::{ANSWERED_MAX, APPS_MAX, AppState, HOSTS_MAX, HostState, Placed, RETIRED_MAX, REVISIONS_MAX, Revision};
-use super::{State, Touched};
+use super::{ANSWERED_MAX, APPS_MAX, AppState, HOSTS_MAX, HostState, Placed, REFUSAL_BYTES_MAX, RETIRED_MAX};
+use super::{REVISIONS_MAX, Revision, State, Touched};
 use prost::Message;
 use proto::app::{App, HostId, Kind, Name, REPLICAS_MAX, SPREADS_MAX, Scaler};
 use proto::fault::{Fault, built_in};
@@ -94,6 +94,7 @@ impl State {
             Some(What::IssueToken(c)) => self.issue_token(now_ms, c),
             Some(What::SetAccess(c)) => self.set_access(now_ms, c),
             Some(What::RemoveAccess(c)) => self.remove_access(c),
+            Some(What::Refuse(c)) => refused(c),
             None => refuse("invalid", "a command of a kind this build does not know: update it"),
         };
         let outcome = outcome(done);
@@ -555,6 +556,16 @@ impl State {
             ),
         }
     }
+}
+
+/// What was refused before it was proposed.
+fn refused(c: &pb::Refuse) -> Result<Done> {
+    if c.error.is_empty() || c.error.len() > REFUSAL_BYTES_MAX {
+        return refuse("invalid", format!("a refusal has 1 to {REFUSAL_BYTES_MAX} bytes"));
+    }
+    let known = ["not_found", "conflict", "denied", "precondition"];
+    let code = known.into_iter().find(|code| *code == c.code).unwrap_or("invalid");
+    refuse(code, c.error.clone())
 }
 
 /// Manifests are checked for it; what another client proposes is too, because the planner counts shares as bits.

@@ -29,6 +29,8 @@ use std::sync::Arc;
 pub const REVISIONS_MAX: usize = 10;
 /// Request ids remembered, so that a retried write is applied once.
 pub const ANSWERED_MAX: usize = 10_000;
+/// Bytes of the reason for which a request is refused before it is proposed.
+pub const REFUSAL_BYTES_MAX: usize = 4096;
 /// Apps that are gone whose last revision is remembered.
 pub const RETIRED_MAX: usize = 10_000;
 /// Apps in one lattice.
@@ -209,5 +211,13 @@ impl State {
     /// The answer given before to this request id.
     pub fn answered(&self, request_id: &str) -> Option<&pb::Outcome> {
         self.answered.get(request_id)
+    }
+
+    /// The answers given before to these request ids, if all of them were answered.
+    pub fn answered_all<'a>(&self, mut ids: impl Iterator<Item = &'a str>) -> Option<Vec<pb::Outcome>> {
+        ids.try_fold(Vec::new(), |mut all, id| {
+            all.push(self.answered(id).filter(|_| !id.is_empty())?.clone());
+            Some(all)
+        })
     }
 }

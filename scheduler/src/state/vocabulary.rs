@@ -8,7 +8,7 @@ use proto::v1 as pb;
 use proto::v1::command::What;
 
 /// The newest vocabulary that this build can apply.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The vocabulary in which a command appeared.
 fn since(what: &What) -> u32 {
@@ -29,6 +29,7 @@ fn since(what: &What) -> u32 {
         | What::RemoveMember(_)
         | What::IssueToken(_) => 1,
         What::SetAccess(_) | What::RemoveAccess(_) => 2,
+        What::Refuse(_) => 3,
     }
 }
 
@@ -108,10 +109,40 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_is_of_the_newest_version_and_stands_under_its_id() {
+        let refuse = |code: &str, error: &str| What::Refuse(pb::Refuse { code: code.into(), error: error.into() });
+        let entry = |id: &str, what| {
+            let commands = vec![pb::Command { request_id: id.into(), what: Some(what) }];
+            entry(&State::default(), 1, VERSION, 5, commands).unwrap()
+        };
+        let mut state = State::default();
+        let mut index = 1;
+        let mut apply = |entry: &pb::Entry| {
+            index += 1;
+            state.apply(index, entry, &mut Default::default()).remove(0)
+        };
+        assert_eq!(entry("a", refuse("conflict", "x")).version, 3);
+        let delete = || What::DeleteApp(pb::DeleteApp { app: "none".into(), if_version: 0 });
+        let done = |outcome: pb::Outcome| (outcome.code, outcome.error);
+        let first = ("conflict".to_owned(), "first".to_owned());
+        assert_eq!(done(apply(&entry("a", refuse("conflict", "first")))), first);
+        assert_eq!(done(apply(&entry("a", delete()))), first);
+        assert_eq!(apply(&entry("b", delete())).code, "not_found");
+        assert_eq!(apply(&entry("b", refuse("conflict", "late"))).code, "not_found");
+        assert_eq!(done(apply(&entry("c", refuse("odd", "x")))), ("invalid".to_owned(), "x".to_owned()));
+        let long = apply(&entry("d", refuse("conflict", &"x".repeat(5_000))));
+        assert!(long.error.contains("4096 bytes"), "{long:?}");
+        assert!(state.answered_all(["a", "b"].into_iter()).is_some());
+        assert!(
+            state.answered_all(["a", "never"].into_iter()).is_none() && state.answered_all([""].into_iter()).is_none()
+        );
+    }
+
+    #[test]
     fn what_is_newer_is_seen_before_it_is_applied() {
-        let entry = pb::Entry { version: 3, time_ms: 7, commands: Vec::new() }.encode_to_vec();
-        assert!(expect_known(&entry, 2).unwrap_err().contains("version 3"));
-        assert_eq!(expect_known(&entry, 3), Ok(()));
+        let entry = pb::Entry { version: 9, time_ms: 7, commands: Vec::new() }.encode_to_vec();
+        assert!(expect_known(&entry, 8).unwrap_err().contains("version 9"));
+        assert_eq!(expect_known(&entry, 9), Ok(()));
         let mut state = State::default();
         assert_eq!(expect_known(&state.to_bytes(), 1), Ok(()));
         state.apply(2, &pb::Entry { version: 2, ..pb::Entry::default() }, &mut Default::default());

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Words;
-use crate::raft::{Alone, Config, Error, Handle, Role, StateMachine as _, start};
+use crate::raft::{Alone, Config, Error, Handle, Role, StateMachine, start};
 
 fn config(dir: &Path) -> Config {
     Config { tick_ms: 10, ..Config::alone(1, dir) }
@@ -114,6 +114,62 @@ async fn a_truncated_log_gives_the_same_state_as_a_whole_one() {
     cut.propose(word(300)).await.unwrap();
     cut.shutdown().await;
     whole.shutdown().await;
+}
+
+/// A state as small as it gets: what is left to grow is the log.
+struct Last(u64);
+
+impl StateMachine for Last {
+    fn apply(&mut self, index: u64, _: &[u8]) -> Vec<u8> {
+        self.0 = index;
+        Vec::new()
+    }
+    fn snapshot(&self) -> Vec<u8> {
+        self.0.to_be_bytes().to_vec()
+    }
+    fn restore(&mut self, _: u64, snapshot: &[u8]) -> Result<(), String> {
+        self.0 = u64::from_be_bytes(snapshot.try_into().map_err(|_| "eight bytes")?);
+        Ok(())
+    }
+}
+
+fn bytes_of(dir: &Path) -> u64 {
+    let bytes = |entry: fs::DirEntry| match entry.metadata().unwrap() {
+        about if about.is_dir() => bytes_of(&entry.path()),
+        about => about.len(),
+    };
+    fs::read_dir(dir).unwrap().map(|entry| bytes(entry.unwrap())).sum()
+}
+
+#[tokio::test]
+async fn large_writes_without_end_leave_a_log_of_bounded_size() {
+    const MAX: u64 = 512 << 10;
+    const ENTRY: usize = 64 << 10;
+    const AT_ONCE: usize = 4;
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { log_bytes_max: MAX, ..config(dir.path()) };
+    let handle = start(config.clone(), Last(0), Alone).unwrap();
+    let (mut most, mut on_disk) = (0, 0);
+    // Fifty times the bound.
+    for round in 0..100_u8 {
+        let all = (0..AT_ONCE).map(|_| handle.propose(vec![round; ENTRY]));
+        for done in futures::future::join_all(all).await {
+            done.unwrap();
+        }
+        most = most.max(handle.status().borrow().log_bytes);
+        if round % 10 == 9 {
+            on_disk = on_disk.max(bytes_of(dir.path()));
+        }
+    }
+    assert!(most <= MAX + (2 * AT_ONCE * ENTRY) as u64, "{most} bytes of log, bound {MAX}");
+    assert!(on_disk < 16 * MAX, "{on_disk} bytes on disk for a log of {MAX}");
+    let last = handle.status().borrow().applied;
+    handle.shutdown().await;
+    let begun = std::time::Instant::now();
+    let handle = start(config, Last(0), Alone).unwrap();
+    assert!(handle.read_index().await.unwrap() > last);
+    eprintln!("at most {most} bytes of log, {on_disk} on disk; opened again in {:?}", begun.elapsed());
+    handle.shutdown().await;
 }
 
 /// sled never syncs the files that it makes for large pages.

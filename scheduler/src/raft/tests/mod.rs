@@ -7,6 +7,7 @@ mod crash;
 mod disk;
 mod hostile;
 mod members;
+mod reads;
 mod sim;
 
 use std::collections::BTreeMap;
