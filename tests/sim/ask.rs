@@ -39,6 +39,7 @@ impl Process {
         reading: Reading,
     ) {
         match (reading, result) {
+            (Reading::Lease { term, due }, result) => self.confirmed(ctx, term, due, result.is_ok()),
             (Reading::App { intent, .. } | Reading::Trial { intent, .. }, Err(_)) => {
                 self.reply(ctx, intent, None, Told::Again);
             }

@@ -8,6 +8,7 @@ use crate::history::History;
 use proto::app::Name;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
+use scheduler::lease::Basis;
 use scheduler::peer::roster::{self, Stranger};
 use scheduler::raft::{self, StateMachine, Status, Stepped};
 use scheduler::{Replica, plan};
@@ -91,6 +92,11 @@ pub(crate) enum Reading {
     App {
         intent: usize,
         app: Name,
+    },
+    /// Of these hosts: whether this scheduler leads, which it did in that term.
+    Lease {
+        term: u64,
+        due: Vec<Basis>,
     },
     /// A manifest is tried out on fresh state first.
     Trial {
@@ -431,6 +437,9 @@ impl Process {
         }
         match waiter {
             Waiter::Plan => {
+                if result.is_ok() {
+                    self.control.proposed();
+                }
                 self.control.awaiting = false;
                 self.dispatch(ctx);
             }
