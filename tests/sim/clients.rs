@@ -3,7 +3,7 @@
 
 use crate::ctx::{Ask, Ctx, Node, Packet, Timer, host_id};
 use crate::history::{History, request_id};
-use crate::linear::{self, Op, Register, Saw, Write};
+use crate::linear::{self, Op, Order, Register, Saw, Write};
 use proto::app::{Actor, App, Builtin, Component, IngressRoute, Kind, Name, Provider, Scaler, Spread};
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
@@ -169,7 +169,9 @@ impl Clients {
                 (refused && history.took_effect(number)).then(|| unknown().seen_of(app)).flatten()
             };
             ops.extend(self.intents.iter().enumerate().filter_map(both));
-            if let Err(part) = linear::check(ops) {
+            let order = linear::check(ops);
+            ctx.count(if order == Order::Undecided { "order not decided" } else { "order decided" });
+            if let Order::None(part) = order {
                 let told: Vec<String> =
                     part.iter().take(12).map(|op| format!("{}..{} {:?}", op.begun, op.ended, op.saw)).collect();
                 ctx.fail(format!("no order explains what clients saw of {app}: {}", told.join("; ")));
