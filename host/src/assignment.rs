@@ -14,6 +14,8 @@ pub type Key = (Name, Name);
 pub struct Wanted {
     pub revision: u64,
     pub replicas: u32,
+    /// It runs under a lease alone, and never beside another revision.
+    pub strict: bool,
     pub app: Arc<App>,
 }
 
@@ -84,10 +86,11 @@ pub fn wanted(assignment: &pb::Assignment) -> Result<BTreeMap<Key, Wanted>, Stri
         }
         let app = Arc::new(app);
         for (component, replicas) in &slice.replicas {
-            let Some((name, _)) = app.components.get_key_value(component.as_str()) else {
+            let Some((name, spec)) = app.components.get_key_value(component.as_str()) else {
                 return Err(format!("app {:?} has no component {component:?}", slice.app));
             };
-            let wanted = Wanted { revision: slice.revision, replicas: *replicas, app: app.clone() };
+            let (revision, replicas, strict) = (slice.revision, *replicas, spec.strict);
+            let wanted = Wanted { revision, replicas, strict, app: app.clone() };
             if all.insert((app.name.clone(), name.clone()), wanted).is_some() {
                 return Err(format!("{}/{component} is assigned twice", slice.app));
             }
@@ -97,8 +100,13 @@ pub fn wanted(assignment: &pb::Assignment) -> Result<BTreeMap<Key, Wanted>, Stri
 }
 
 /// What has to happen, in key order. `busy` says which revision of a component is being brought up already, or failed
-/// and is not due again.
-pub fn actions(wanted: &BTreeMap<Key, Wanted>, have: &BTreeMap<Key, Have>, busy: &BTreeMap<Key, u64>) -> Vec<Action> {
+/// and is not due again; `leased`, whether what is strict may run.
+pub fn actions(
+    wanted: &BTreeMap<Key, Wanted>,
+    have: &BTreeMap<Key, Have>,
+    busy: &BTreeMap<Key, u64>,
+    leased: bool,
+) -> Vec<Action> {
     let mut actions: Vec<Action> = have
         .keys()
         .filter(|k| !wanted.contains_key(*k) && !built_in(Fault::StraysKept))
@@ -107,6 +115,10 @@ pub fn actions(wanted: &BTreeMap<Key, Wanted>, have: &BTreeMap<Key, Have>, busy:
         .collect();
     for (key, want) in wanted {
         match have.get(key) {
+            None if want.strict && !leased => {}
+            Some(h) if want.strict && (!leased || h.revision != want.revision && !built_in(Fault::StrictOverlaps)) => {
+                actions.push(Action::Stop(key.clone()));
+            }
             Some(h) if h.revision == want.revision => {
                 if h.replicas != want.replicas && !built_in(Fault::ScaleForgotten) {
                     actions.push(Action::Scale(key.clone(), want.replicas));
@@ -198,12 +210,30 @@ mod tests {
                 Action::Scale(k, n) => format!("scale {} {n}", k.1),
                 Action::Stop(k) => format!("stop {}", k.1),
             };
-            actions(&want, have, &busy).into_iter().map(name).collect()
+            actions(&want, have, &busy, true).into_iter().map(name).collect()
         };
         assert_eq!(names(&have(&[]), &[]), ["start cart r2", "start mail r2"]);
         assert_eq!(names(&have(&[]), &[("cart", 2)]), ["start mail r2"]);
         assert_eq!(names(&have(&[("cart", 1, 3), ("mail", 2, 1)]), &[("cart", 1)]), ["start cart r2"]);
         assert_eq!(names(&have(&[("cart", 2, 1), ("mail", 2, 1), ("old", 1, 1)]), &[]), ["stop old", "scale cart 3"]);
         assert_eq!(names(&have(&[("cart", 2, 3), ("mail", 2, 1)]), &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_strict_runs_under_a_lease_and_alone() {
+        let mut want = wanted(&assignment(1, 1, 2, &[("cart", 1)])).unwrap();
+        want.get_mut(&key("cart")).unwrap().strict = true;
+        let of = |revision: Option<u64>, leased| -> Vec<Action> {
+            let have = revision.map(|revision| (key("cart"), Have { revision, replicas: 1 })).into_iter().collect();
+            actions(&want, &have, &BTreeMap::new(), leased)
+        };
+        let start = Action::Start(key("cart"), want[&key("cart")].clone());
+        let stop = Action::Stop(key("cart"));
+        assert_eq!(of(None, true), [start]);
+        assert_eq!(of(None, false), []);
+        assert_eq!(of(Some(2), true), []);
+        assert_eq!(of(Some(2), false), [stop.clone()]);
+        assert_eq!(of(Some(1), true), [stop.clone()], "the old one goes first");
+        assert_eq!(of(Some(1), false), [stop]);
     }
 }

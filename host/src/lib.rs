@@ -1,6 +1,7 @@
 //! A host: runs the actors that the scheduler assigned to it, and keeps running them when it can not be reached.
 //!
-//! Reading order: `agent` (the loop), `assignment` (what has to happen, pure), `artifact` (bytes by content), `engine`
+//! Reading order: `agent` (the loop), `assignment` (what has to happen, pure), `lease` (until when
+//! what is strict may run, pure) with `holding` (the same for everyone), `artifact` (bytes by content), `engine`
 //! (wasmtime), `capability` (what guests may import), `provider` (who implements it here), `link` (which provider is
 //! meant), `rpc` (calls over the bus), `ingress` (HTTP from outside), `logs`, `origin` (what caused a call), `metrics`,
 //! `spans`.
@@ -12,7 +13,9 @@ pub mod assignment;
 pub mod call;
 pub mod capability;
 pub mod engine;
+pub mod holding;
 pub mod ingress;
+pub mod lease;
 pub mod link;
 pub mod logs;
 pub mod metrics;

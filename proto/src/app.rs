@@ -154,6 +154,9 @@ pub struct App {
 pub struct Component {
     pub kind: Kind,
     pub scaler: Scaler,
+    /// At most one replica runs at any time, whatever fails: it runs nowhere rather than twice.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub strict: bool,
     /// Pairs for `wasi:config`, from every `config` entry merged in order.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config: BTreeMap<String, String>,
@@ -231,6 +234,16 @@ pub enum Scaler {
     Spread { replicas: u32, spread: Vec<Spread> },
     /// `replicas` on each host that meets a spread's requirements (wadm's daemonscaler).
     Daemon { replicas: u32, spread: Vec<Spread> },
+}
+
+impl Scaler {
+    /// The replicas, if there may be one at most.
+    pub fn replicas_at_most_one(&self) -> Option<u32> {
+        match self {
+            Self::Spread { replicas, .. } if *replicas <= 1 => Some(*replicas),
+            _ => None,
+        }
+    }
 }
 
 impl Default for Scaler {

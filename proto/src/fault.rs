@@ -70,6 +70,21 @@ pub enum Fault {
     OldBeatTaken,
     /// Heartbeats of an earlier boot count.
     OldBootTaken,
+    // What is strict.
+    /// A host may run what is strict for longer than it takes to call it lost.
+    NoLeaseMargin,
+    /// A host gets leases although it was proposed to be lost.
+    LeaseWhileLosing,
+    /// A host gets a lease although it has not stored what it shall run now.
+    LeaseForOldContent,
+    /// A leader gives leases without asking a quorum.
+    LeaseUnconfirmed,
+    /// What is strict is placed anew before its host said that it stopped.
+    SlotFreedEarly,
+    /// A new revision of what is strict starts beside the old one.
+    StrictOverlaps,
+    /// A host runs what is strict without a lease.
+    LeaseIgnored,
     // Watches, and schedulers among themselves.
     /// A watch that resumes misses the entry after its index.
     WatchMissesOne,

@@ -2,6 +2,7 @@
 //! scheduler listens to heartbeats, so that a new leader is warm.
 
 use crate::events::Events;
+use crate::lease::{Basis, Leases};
 use crate::plan::{self, Config as Timers, Heard, Observed, Unplaced};
 use crate::raft;
 use crate::replica::{Replica, outcomes};
@@ -128,6 +129,8 @@ enum Back {
     Hello(HostId, Option<pb::Hello>),
     Inventory(HostId, Option<pb::Beat>),
     Assigned(HostId, u64, Result<pb::Assigned, String>),
+    /// A quorum said that this scheduler leads, or did not; asked in that term.
+    Confirmed(u64, Vec<Basis>, bool),
 }
 
 struct Control {
@@ -137,6 +140,9 @@ struct Control {
     busy: BTreeMap<(HostId, &'static str), Option<Instant>>,
     leading: bool,
     braking: bool,
+    leases: Leases,
+    /// A quorum is being asked for leases.
+    asking: bool,
     refused: BTreeMap<HostId, String>,
     /// App -> its state as last announced.
     announced: BTreeMap<String, (u64, String)>,
@@ -159,6 +165,8 @@ pub(crate) async fn run(shared: Shared, mut stop: watch::Receiver<bool>) -> Resu
         busy: BTreeMap::new(),
         leading: false,
         braking: false,
+        leases: Leases::default(),
+        asking: false,
         refused: BTreeMap::new(),
         announced: BTreeMap::new(),
     };
@@ -191,6 +199,7 @@ impl Control {
         if leader && !self.leading {
             let now = self.shared.now_ms();
             self.shared.with_memory(|m| m.observed.since_ms = now);
+            self.leases.clear();
         }
         self.leading = leader;
         if !leader {
@@ -208,6 +217,7 @@ impl Control {
         }
         self.carry_out(plan).await;
         self.dispatch();
+        self.lease();
         self.announce().await;
     }
 
@@ -227,7 +237,8 @@ impl Control {
         let now = shared.now_ms();
         shared.with_memory(|memory| {
             let begun = Instant::now();
-            let plan = plan::plan(&state, &memory.observed, now, &shared.timers);
+            let mut plan = plan::plan(&state, &memory.observed, now, &shared.timers);
+            self.leases.again(&state, &mut plan);
             shared.meter.planned(begun.elapsed());
             if plan.lost.is_empty() && plan.returned.is_empty() {
                 memory.unplaced.clone_from(&plan.unplaced);
@@ -255,8 +266,10 @@ impl Control {
         if commands.is_empty() {
             return;
         }
+        self.leases.proposes(&plan.lost);
         match self.shared.propose(commands).await {
             Ok(outcomes) => {
+                self.leases.proposed();
                 for outcome in outcomes.iter().filter(|o| !o.error.is_empty() && o.code != "stale") {
                     tracing::warn!(error = outcome.error, "the log refused a plan");
                 }
@@ -311,6 +324,52 @@ impl Control {
                     Err(error) => Err(error.to_string()),
                 };
                 let _ = back.send(Back::Assigned(id, generation, result)).await;
+            });
+        }
+    }
+
+    /// Asks a quorum whether this scheduler leads, for the hosts that are due a lease.
+    fn lease(&mut self) {
+        if self.asking {
+            return;
+        }
+        let due = {
+            let state = self.shared.replica.read();
+            self.shared.with_memory(|memory| self.leases.due(&state, &memory.observed))
+        };
+        if due.is_empty() {
+            return;
+        }
+        self.asking = true;
+        let (raft, back) = (self.shared.raft.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let term = raft.status().borrow().term;
+            let confirmed = matches!(tokio::time::timeout(ASK_DEADLINE, raft.read_index()).await, Ok(Ok(_)));
+            let _ = back.send(Back::Confirmed(term, due, confirmed)).await;
+        });
+    }
+
+    /// It led before the quorum was asked and leads now, in one term: so it was this scheduler that was confirmed.
+    fn confirmed(&mut self, term: u64, due: Vec<Basis>, confirmed: bool) {
+        self.asking = false;
+        let leads = self.shared.is_leader() && self.leading && self.shared.raft.status().borrow().term == term;
+        if !confirmed || !leads {
+            return;
+        }
+        let grants = {
+            let state = self.shared.replica.read();
+            let lost_ms = self.shared.timers.lost_ms;
+            self.shared.with_memory(|memory| self.leases.grant(&state, &memory.observed, due, lost_ms))
+        };
+        for (id, lease) in grants {
+            let ask = pb::Ask { lattice: self.shared.lattice.clone(), what: Some(pb::ask::What::Lease(lease)) };
+            let bus = self.shared.bus.clone();
+            // The next heartbeat is due another one: nobody waits for the answer.
+            tokio::spawn(async move {
+                let subject = bus.subjects().ask(&id);
+                if let Err(error) = bus.call(subject, Headers::new(), bus::encode(&ask), ASK_DEADLINE).await {
+                    tracing::debug!(host = %id, %error, "lease not taken");
+                }
             });
         }
     }
@@ -459,6 +518,7 @@ impl Control {
                 }
             }
             Back::Assigned(id, generation, result) => self.assigned(id, generation, result).await,
+            Back::Confirmed(term, due, confirmed) => self.confirmed(term, due, confirmed),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The scheduler: what is desired, decided and kept.
 //!
-//! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `status` (what people see, pure),
+//! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `lease` (who
+//! may run what is strict, pure), `status` (what people see, pure),
 //! `raft` (the log), `control` (the leader's loop), `peer` (schedulers among themselves), `api` (gRPC), `backup` (all of it
 //! as one file), `telemetry` (health, metrics). Absent here: anything of the host, HTTP routes, Wasm.
 
@@ -10,6 +11,7 @@ pub mod backup;
 mod control;
 mod events;
 mod gather;
+pub mod lease;
 pub mod peer;
 pub mod plan;
 pub mod raft;

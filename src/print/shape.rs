@@ -391,6 +391,7 @@ mod tests {
             state: "ready".into(),
             labels: [("site".to_owned(), "paris".to_owned())].into(),
             facts: Some(v1::Facts {
+                leases: true,
                 arch: "x86_64".into(),
                 os: "linux".into(),
                 cpus: 2,

@@ -168,7 +168,7 @@ impl Lab {
         };
         let spread = vec![Spread { name: "edge".into(), requirements: requirements(), weight: 100 }];
         let scaler = Scaler::Spread { replicas, spread };
-        let component = Component { kind: Kind::Actor(actor), scaler, config: BTreeMap::new() };
+        let component = Component { kind: Kind::Actor(actor), scaler, strict: false, config: BTreeMap::new() };
         let app = App {
             name: name.parse().with_context(|| format!("the name {name:?}"))?,
             labels: BTreeMap::new(),

@@ -24,25 +24,25 @@ fn free_port() -> u16 {
 }
 
 /// A nats-server with a configuration of its own.
-struct Server {
+pub(crate) struct Server {
     name: String,
-    port: u16,
+    pub(crate) port: u16,
     text: String,
     process: Option<Process>,
 }
 
 impl Server {
-    fn new(name: &str, more: &str) -> Self {
+    pub(crate) fn new(name: &str, more: &str) -> Self {
         let port = free_port();
         let text = format!("listen: \"127.0.0.1:{port}\"\nserver_name: {name}\n{more}\n");
         Self { name: name.to_owned(), port, text, process: None }
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    fn start(&mut self, dir: &Path) {
+    pub(crate) fn start(&mut self, dir: &Path) {
         let config = dir.join(format!("{}.conf", self.name));
         std::fs::write(&config, &self.text).unwrap();
         let mut process = Process::spawn(&self.name, dir, Command::new(nats_server()).arg("--config").arg(config));
@@ -103,14 +103,14 @@ fn cluster_loses_one() {
 }
 
 /// A wire between two ports that can be cut.
-struct Wire {
-    port: u16,
+pub(crate) struct Wire {
+    pub(crate) port: u16,
     is_cut: Arc<AtomicBool>,
     streams: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Wire {
-    fn to(port: u16) -> Self {
+    pub(crate) fn to(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let wire =
             Self { port: listener.local_addr().unwrap().port(), is_cut: Arc::default(), streams: Arc::default() };
@@ -134,14 +134,14 @@ impl Wire {
         wire
     }
 
-    fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.is_cut.store(true, Ordering::SeqCst);
         for stream in self.streams.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
-    fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.is_cut.store(false, Ordering::SeqCst);
     }
 }

@@ -35,6 +35,7 @@ mod programs;
 mod reads;
 mod registry;
 mod schedulers;
+mod strict;
 #[cfg(feature = "otel")]
 mod tracing;
 mod versions;

@@ -3,7 +3,7 @@
 
 use crate::ctx::{Ask, Ctx, Node, Packet, Timer, host_id};
 use crate::history::{History, request_id};
-use crate::linear::{self, Op, Register, Saw, Write};
+use crate::linear::{self, Op, Order, Register, Saw, Write};
 use proto::app::{Actor, App, Builtin, Component, IngressRoute, Kind, Name, Provider, Scaler, Spread};
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
@@ -12,7 +12,7 @@ use scheduler::state::State;
 use std::collections::BTreeMap;
 
 const APPS: [&str; 4] = ["shop", "mail", "chat", "blog"];
-const COMPONENTS: [&str; 4] = ["api", "worker", "probe", "store"];
+const COMPONENTS: [&str; 5] = ["api", "worker", "probe", "store", "solo"];
 
 /// What a scheduler answers.
 #[derive(Debug, Clone)]
@@ -159,7 +159,9 @@ impl Clients {
     pub(crate) fn check_order(&self, ctx: &mut Ctx) {
         for app in APPS {
             let ops: Vec<Op> = self.intents.iter().filter_map(|intent| intent.seen_of(app)).collect();
-            if let Err(part) = linear::check(ops) {
+            let order = linear::check(ops);
+            ctx.count(if order == Order::Undecided { "order not decided" } else { "order decided" });
+            if let Order::None(part) = order {
                 let told: Vec<String> =
                     part.iter().take(12).map(|op| format!("{}..{} {:?}", op.begun, op.ended, op.saw)).collect();
                 ctx.fail(format!("no order explains what clients saw of {app}: {}", told.join("; ")));
@@ -219,7 +221,7 @@ fn draw(ctx: &mut Ctx, state: &State) -> Wish {
             What::ApplyApp(pb::ApplyApp { spec: app.to_json(), if_version })
         }
         40..58 => {
-            let actor = (*ctx.dice.pick(&COMPONENTS[..3])).to_owned();
+            let actor = (*ctx.dice.pick(&["api", "worker", "store", "solo"])).to_owned();
             let replicas = u32::try_from(ctx.dice.below(13)).expect("small");
             What::ScaleActor(pb::ScaleActor { app, actor, replicas, if_version })
         }
@@ -258,7 +260,7 @@ fn draw_component(ctx: &mut Ctx, app: usize, name: &str) -> Component {
     if name == "store" {
         let provider = Provider { image: "builtin:keyvalue".into(), builtin: Builtin::Keyvalue };
         let scaler = Scaler::Spread { replicas: 1, spread: Vec::new() };
-        return Component { kind: Kind::Provider(provider), scaler, config: BTreeMap::new() };
+        return Component { kind: Kind::Provider(provider), scaler, strict: false, config: BTreeMap::new() };
     }
     let bad = ctx.params.bad_revisions;
     let dice = &mut ctx.dice;
@@ -297,10 +299,17 @@ fn draw_component(ctx: &mut Ctx, app: usize, name: &str) -> Component {
         })
         .collect();
     let daemon = name == "probe" && dice.percent(80);
-    let most = if daemon { 3 } else { 13 };
+    let strict = name == "solo";
+    let most = if strict {
+        2
+    } else if daemon {
+        3
+    } else {
+        13
+    };
     let replicas = u32::try_from(dice.below(most)).expect("small");
     let scaler = if daemon { Scaler::Daemon { replicas, spread } } else { Scaler::Spread { replicas, spread } };
-    Component { kind: Kind::Actor(actor), scaler, config }
+    Component { kind: Kind::Actor(actor), scaler, strict, config }
 }
 
 /// What an operator does about an app that can not start: the same without what is wrong; `None` when it is fine.

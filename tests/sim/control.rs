@@ -3,11 +3,12 @@
 
 use crate::ctx::{Ctx, LATTICE, Node, Packet, Timer, host_number};
 use crate::judge;
-use crate::process::{Process, Waiter};
+use crate::process::{Came, Process, Waiter};
 use proto::app::{HostId, Name};
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use proto::v1::command::What;
+use scheduler::lease::{Basis, Leases};
 use scheduler::plan::{self, Heard, Observed};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -27,6 +28,9 @@ pub(crate) struct Control {
     pub(crate) wants_step: bool,
     pub(crate) leading: bool,
     pub(crate) braking: bool,
+    leases: Leases,
+    /// A quorum is being asked for leases.
+    asking: bool,
     busy: BTreeMap<(HostId, Call), Option<u64>>,
     calls: BTreeMap<u64, (HostId, Call, u64)>,
     calls_made: u64,
@@ -54,6 +58,13 @@ pub(crate) enum Back {
     Inventory(pb::Beat),
     Assigned(pb::Assigned),
     Failed,
+}
+
+impl Control {
+    /// A plan is applied.
+    pub(crate) fn proposed(&mut self) {
+        self.leases.proposed();
+    }
 }
 
 impl Process {
@@ -104,6 +115,7 @@ impl Process {
         let config = Self::timers(ctx);
         if leads && !self.control.leading {
             self.control.observed.since_ms = now;
+            self.control.leases.clear();
             ctx.count("leader took office");
             ctx.note(|| format!("s{} leads in term {term}", self.number));
         }
@@ -114,9 +126,11 @@ impl Process {
             if !leads {
                 return;
             }
-            let plan = plan::plan(&state, &self.control.observed, now, &config);
+            let mut plan = plan::plan(&state, &self.control.observed, now, &config);
             judge::plan(ctx, &state, &self.control.observed, &plan, now, &config);
             judge::rollouts(ctx, &state, &mut self.control);
+            self.control.leases.again(&state, &mut plan);
+            self.control.leases.proposes(&plan.lost);
             let mut commands = Vec::new();
             let mut command = |what| commands.push(pb::Command { request_id: String::new(), what: Some(what) });
             plan.lost.iter().for_each(|h| command(What::MarkLost(pb::MarkLost { host: h.to_string() })));
@@ -139,6 +153,43 @@ impl Process {
         self.propose(ctx, commands, Waiter::Plan);
     }
 
+    /// Asks a quorum whether this scheduler leads, for the hosts that are due a lease.
+    fn lease(&mut self, ctx: &mut Ctx) {
+        if self.control.asking {
+            return;
+        }
+        let due = self.control.leases.due(&self.replica.read(), &self.control.observed);
+        if due.is_empty() {
+            return;
+        }
+        let term = self.status(|s| s.term);
+        if built_in(Fault::LeaseUnconfirmed) {
+            return self.grant(ctx, term, due);
+        }
+        self.control.asking = true;
+        let handle = self.handle.clone();
+        self.wait_for(async move { Came::Confirmed(term, due, handle.read_index().await) });
+    }
+
+    pub(crate) fn confirmed(&mut self, ctx: &mut Ctx, term: u64, due: Vec<Basis>, confirmed: bool) {
+        self.control.asking = false;
+        if confirmed && self.control.leading && self.status(|s| s.governs && s.term == term) {
+            self.grant(ctx, term, due);
+        } else {
+            ctx.count("lease not confirmed");
+        }
+    }
+
+    fn grant(&mut self, ctx: &mut Ctx, term: u64, due: Vec<Basis>) {
+        let lost_ms = Self::timers(ctx).lost_ms;
+        let grants = self.control.leases.grant(&self.replica.read(), &self.control.observed, due, lost_ms);
+        for (id, lease) in grants {
+            ctx.count("lease given");
+            ctx.note(|| format!("s{} in term {term} leases {lease:?}", self.number));
+            ctx.send(self.me(), Node::Host(host_number(&id)), Packet::Lease(lease));
+        }
+    }
+
     /// Sends its assignment to each host that has not confirmed the newest.
     pub(crate) fn dispatch(&mut self, ctx: &mut Ctx) {
         let term = self.status(|s| s.term);
@@ -153,6 +204,7 @@ impl Process {
                 }
             }
         }
+        self.lease(ctx);
         assignments.truncate(CALLS_MAX);
         if !assignments.is_empty() && ctx.faults && ctx.dice.percent(ctx.params.dispatch_crashes) {
             ctx.count("crash while dispatching");

@@ -43,6 +43,7 @@ pub(crate) enum Packet {
         call: u64,
         member: usize,
     },
+    Lease(pb::AskLease),
     AnswerHello {
         call: u64,
         hello: pb::Hello,
@@ -86,6 +87,10 @@ pub(crate) enum Timer {
         wanted: crate::assignment::Wanted,
         ok: bool,
     },
+    /// A lease may have ended.
+    LeaseEnd,
+    /// Something strict that was stopped is gone.
+    Gone(crate::assignment::Key),
     /// Only when a fault stores late.
     Stored(pb::Assignment),
     Restart,
@@ -278,6 +283,11 @@ impl Ctx {
     /// What the clock of a scheduler says of a time that passed.
     pub(crate) fn by_clock_of(&self, seat: usize, ms: u64) -> u64 {
         ms * 1_000 / self.seat_rates[seat]
+    }
+
+    /// What the clock of a host says.
+    pub(crate) fn host_ms(&self, host: usize) -> u64 {
+        self.now * 1_000 / self.host_rates[host]
     }
 
     /// The calendar of a scheduler.

@@ -4,6 +4,7 @@
 use crate::assignment::{Action, Have, Key, Verdict, Wanted, accept, actions, wanted};
 use crate::ctx::{Ctx, LATTICE, Node, Packet, Timer, host_id};
 use crate::history::History;
+use crate::lease::{Lease, STOP_MS};
 use proto::app::{App, Builtin, HostId};
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
@@ -41,6 +42,9 @@ pub(crate) struct Running {
     wanted: BTreeMap<Key, Wanted>,
     pub(crate) up: BTreeMap<Key, Instance>,
     starting: BTreeMap<Key, u64>,
+    /// Of what is strict: stopped, and not gone yet.
+    parting: BTreeMap<Key, u64>,
+    lease: Lease,
     /// Revision, tries, not before.
     failed: BTreeMap<Key, (u64, u32, u64)>,
     changed: bool,
@@ -51,6 +55,7 @@ pub(crate) struct Running {
 pub(crate) struct Instance {
     pub(crate) revision: u64,
     pub(crate) replicas: u32,
+    strict: bool,
     /// What it was started from.
     pub(crate) app: Arc<App>,
 }
@@ -163,8 +168,18 @@ impl Host {
                 let hello = self.greeting();
                 ctx.send(self.me(), Node::Member(member), Packet::AnswerHello { call, hello });
             }
+            Packet::Lease(lease) => {
+                let boot = self.running.beat.boot.clone();
+                if self.running.lease.grant(&boot, &lease).is_ok() {
+                    let left = self.running.lease.until_ms().saturating_sub(ctx.host_ms(self.number));
+                    // As often as the loop looks.
+                    let look = 1 + ctx.dice.below(200);
+                    ctx.wake(self.me(), self.boot, left.saturating_sub(STOP_MS) + look, Timer::LeaseEnd);
+                    self.turn(ctx);
+                }
+            }
             Packet::AskInventory { call, member } => {
-                self.running.beat.seq += 1;
+                self.count(ctx);
                 let beat = self.running.beat.clone();
                 ctx.send(self.me(), Node::Member(member), Packet::AnswerInventory { call, beat });
             }
@@ -181,10 +196,48 @@ impl Host {
                 self.beat(ctx, false);
             }
             Timer::Started { key, wanted, ok } => self.started(ctx, key, &wanted, ok),
+            Timer::LeaseEnd => {}
+            Timer::Gone(key) => {
+                self.running.parting.remove(&key);
+                self.running.changed = true;
+            }
             Timer::Stored(assignment) => self.disk = Some(assignment),
             other => ctx.fail(format!("a host was woken by {other:?}")),
         }
         self.turn(ctx);
+    }
+
+    /// The next heartbeat: a lease that comes for it counts from now.
+    fn count(&mut self, ctx: &Ctx) {
+        self.running.beat.seq += 1;
+        let now = ctx.host_ms(self.number);
+        self.running.lease.sent(self.running.beat.seq, now);
+    }
+
+    fn is_leased(&self, ctx: &Ctx) -> bool {
+        self.running.lease.holds(ctx.host_ms(self.number), fence(self.running.stored.as_ref()).1)
+    }
+
+    /// What is strict and runs here, or may at once. A process that pauses does nothing, and looks at its lease first when
+    /// it goes on.
+    pub(crate) fn strict(&self, ctx: &Ctx) -> impl Iterator<Item = &Key> {
+        let frozen = self.paused_until >= ctx.now && self.paused_until > 0;
+        let over = ctx.host_ms(self.number) >= self.running.lease.until_ms();
+        let running = (self.up && !(frozen && over)).then_some(&self.running);
+        running
+            .into_iter()
+            .flat_map(|r| r.up.iter().filter(|(_, i)| i.strict).map(|(key, _)| key).chain(r.parting.keys()))
+    }
+
+    /// Stops it: at once, or, of what is strict, when the work under way is done, at the end of the lease at the latest.
+    fn stop(&mut self, ctx: &mut Ctx, key: &Key) {
+        let me = self.me();
+        let Some(Instance { revision, strict: true, .. }) = self.running.up.remove(key) else { return };
+        let left = self.running.lease.until_ms().saturating_sub(ctx.host_ms(self.number));
+        let takes = ctx.dice.below(left.min(4_000) + 1);
+        ctx.count("something strict stopped");
+        self.running.parting.insert(key.clone(), revision);
+        ctx.wake(me, self.boot, takes, Timer::Gone(key.clone()));
     }
 
     /// What the loop of the agent does before it waits.
@@ -241,7 +294,7 @@ impl Host {
             name: format!("h{}", self.number),
             boot: self.running.beat.boot.clone(),
             labels: self.labels.clone(),
-            facts: Some(pb::Facts { arch, os, interfaces, ..Default::default() }),
+            facts: Some(pb::Facts { arch, os, interfaces, leases: true, ..Default::default() }),
             ingress: if self.ingress { format!("127.0.0.1:{port}") } else { String::new() },
             ingress_tls: false,
             term: self.running.beat.term,
@@ -324,16 +377,19 @@ impl Host {
 
     fn reconcile(&mut self, ctx: &mut Ctx) {
         let me = self.me();
+        let leased = self.is_leased(ctx);
         let running = &mut self.running;
         let have: BTreeMap<Key, Have> =
             running.up.iter().map(|(k, i)| (k.clone(), Have { revision: i.revision, replicas: i.replicas })).collect();
         let mut busy = running.starting.clone();
         busy.extend(running.failed.iter().filter(|(_, f)| f.2 > ctx.now).map(|(k, f)| (k.clone(), f.0)));
-        for action in actions(&running.wanted, &have, &busy) {
+        let all = actions(&running.wanted, &have, &busy, leased);
+        for action in all {
+            let running = &mut self.running;
             match action {
                 Action::Stop(key) => {
-                    running.up.remove(&key);
                     running.changed = true;
+                    self.stop(ctx, &key);
                 }
                 Action::Scale(key, replicas) => {
                     if let Some(instance) = running.up.get_mut(&key) {
@@ -342,7 +398,8 @@ impl Host {
                     running.changed = true;
                 }
                 Action::Start(key, wanted) => {
-                    if running.starting.len() >= STARTS_MAX || running.starting.contains_key(&key) {
+                    let waits = running.starting.contains_key(&key) || running.parting.contains_key(&key);
+                    if running.starting.len() >= STARTS_MAX || waits && !built_in(Fault::StrictOverlaps) {
                         continue;
                     }
                     running.starting.insert(key.clone(), wanted.revision);
@@ -359,17 +416,22 @@ impl Host {
     }
 
     fn started(&mut self, ctx: &mut Ctx, key: Key, started: &Wanted, ok: bool) {
+        let leased = self.is_leased(ctx);
         let running = &mut self.running;
         running.changed = true;
         running.starting.remove(&key);
         if ok {
-            if !running.wanted.contains_key(&key) {
+            if !running.wanted.contains_key(&key) || started.strict && !leased {
                 ctx.count("started for nothing");
                 return;
             }
             running.failed.remove(&key);
-            let Wanted { revision, replicas, app } = started.clone();
-            running.up.insert(key, Instance { revision, replicas, app });
+            let Wanted { revision, replicas, strict, app } = started.clone();
+            if strict && running.up.contains_key(&key) {
+                let (number, app, component) = (self.number, &key.0, &key.1);
+                ctx.fail(format!("h{number} runs two revisions of {app}/{component}, which is strict"));
+            }
+            running.up.insert(key, Instance { revision, replicas, strict, app });
             return;
         }
         ctx.count("start failed");
@@ -380,14 +442,14 @@ impl Host {
 
     fn beat(&mut self, ctx: &mut Ctx, leaving: bool) {
         let items = self.inventory();
+        self.count(ctx);
         let running = &mut self.running;
         let beat = &mut running.beat;
-        let changed = items != running.bare || beat.seq == 0;
+        let changed = items != running.bare || beat.seq == 1;
         if changed {
             running.bare.clone_from(&items);
             beat.inventory_version += 1;
         }
-        beat.seq += 1;
         (beat.term, beat.generation) = fence(running.stored.as_ref());
         beat.leaving = leaving;
         beat.inventory = Some(pb::Inventory { items });
@@ -421,6 +483,9 @@ impl Host {
             let state = if failed { pb::RunState::Failed } else { pb::RunState::Starting };
             items.push(item(key, want.revision, want.replicas, state));
         }
+        let unwanted = running.starting.iter().filter(|(key, _)| !running.wanted.contains_key(*key));
+        let stopping = running.parting.iter().chain(unwanted);
+        items.extend(stopping.map(|(key, revision)| item(key, *revision, 1, pb::RunState::Stopping)));
         items
     }
 }

@@ -80,7 +80,8 @@ impl One<'_> {
     /// What drains goes on until its replacement runs.
     fn drains(&self, ctx: &mut Ctx) {
         let Scaler::Spread { .. } = self.spec.scaler else { return };
-        if matches!(self.spec.kind, Kind::Provider(_)) {
+        // What is strict stops first.
+        if self.spec.strict || matches!(self.spec.kind, Kind::Provider(_)) {
             return;
         }
         let placed = self.placed();

@@ -26,6 +26,8 @@ mod faults;
 mod history;
 mod hosts;
 mod judge;
+#[path = "../../host/src/lease.rs"]
+pub mod lease;
 mod linear;
 mod operators;
 mod params;

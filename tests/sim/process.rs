@@ -8,6 +8,7 @@ use crate::history::History;
 use proto::app::Name;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
+use scheduler::lease::Basis;
 use scheduler::peer::roster::{self, Stranger};
 use scheduler::raft::{self, StateMachine, Status, Stepped};
 use scheduler::{Replica, plan};
@@ -97,6 +98,8 @@ pub(crate) struct Reading {
 }
 
 pub(crate) enum Came {
+    /// For leases of these hosts: whether this scheduler leads, which it did in that term.
+    Confirmed(u64, Vec<Basis>, Result<u64, raft::Error>),
     Written(Result<raft::Applied, raft::Error>, Waiter),
     Fresh(Result<u64, raft::Error>, Reading),
     Changed(Result<raft::Applied, raft::Error>),
@@ -317,6 +320,7 @@ impl Process {
             match one {
                 Came::Written(result, waiter) => self.written(ctx, result, waiter),
                 Came::Fresh(result, reading) => self.fresh(ctx, result, reading),
+                Came::Confirmed(term, due, result) => self.confirmed(ctx, term, due, result.is_ok()),
                 Came::Changed(result) => {
                     self.changing = None;
                     if result.is_ok() {
@@ -428,6 +432,9 @@ impl Process {
         }
         match waiter {
             Waiter::Plan => {
+                if result.is_ok() {
+                    self.control.proposed();
+                }
                 self.control.awaiting = false;
                 self.dispatch(ctx);
             }

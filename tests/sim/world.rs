@@ -132,7 +132,28 @@ impl World {
         }
     }
 
+    /// The truth about what is strict: nowhere twice.
+    fn look_at_strict(&mut self, number: usize) {
+        let here: Vec<_> = self.hosts[number].strict(&self.ctx).cloned().collect();
+        for (at, key) in here.iter().enumerate() {
+            let others = self.hosts.iter().filter(|h| h.number != number);
+            let other = others.filter(|h| h.strict(&self.ctx).any(|k| k == key)).map(|h| h.number).next();
+            if let Some(other) = other.or_else(|| here[..at].contains(key).then_some(number)) {
+                let (app, component) = key;
+                self.ctx.fail(format!("{app}/{component} is strict and runs on h{number} and h{other}"));
+            }
+        }
+        if !here.is_empty() {
+            self.ctx.count("something strict ran");
+        }
+    }
+
     fn host_event(&mut self, number: usize, event: Event) {
+        self.host_does(number, event);
+        self.look_at_strict(number);
+    }
+
+    fn host_does(&mut self, number: usize, event: Event) {
         let (ctx, host) = (&mut self.ctx, &mut self.hosts[number]);
         if let What::Timer(Timer::Restart) = event.what {
             if !self.dead[number] {

@@ -85,6 +85,9 @@ async fn ask(parts: &Parts, identity: &Identity, request: Request) -> Result<Rep
             let left = request.deadline.saturating_duration_since(std::time::Instant::now());
             call_of(parts, &call, left).await.map(pb::answer::What::Wave)
         }
+        Some(pb::ask::What::Lease(lease)) => {
+            parts.pulse.grant(&lease).map(|()| pb::answer::What::Hello(identity.hello(parts)))
+        }
         None => Err("a question of a kind this host does not know; update it".to_owned()),
     };
     Ok(reply(&match result {

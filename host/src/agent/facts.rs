@@ -17,5 +17,6 @@ pub(super) fn find_out() -> pb::Facts {
         engine: Engine::version(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         interfaces,
+        leases: true,
     }
 }

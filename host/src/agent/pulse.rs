@@ -3,9 +3,12 @@
 use super::running::{Running, What};
 use super::{Identity, start::Parts};
 use crate::assignment::{Key, Wanted};
+use crate::holding::{Holding, now_ms};
+use crate::lease::Lease;
 use proto::v1 as pb;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use tokio::sync::Notify;
 
 /// Every so many beats the inventory goes along although it did not change.
 const FULL_EVERY: u64 = 10;
@@ -14,6 +17,10 @@ const FULL_EVERY: u64 = 10;
 #[derive(Default)]
 pub(super) struct Pulse {
     state: Mutex<State>,
+    /// The end of the lease, for those who run what is strict.
+    pub(super) holding: Holding,
+    /// A lease came.
+    pub(super) leased: Notify,
 }
 
 #[derive(Default)]
@@ -21,6 +28,15 @@ struct State {
     beat: pb::Beat,
     /// Inventory without counters: what counts as a change.
     bare: Vec<pb::Running>,
+    lease: Lease,
+}
+
+impl State {
+    /// The next heartbeat: a lease that comes for it counts from now.
+    fn count(&mut self) {
+        self.beat.seq += 1;
+        self.lease.sent(self.beat.seq, now_ms());
+    }
 }
 
 /// Why a component is not up.
@@ -34,7 +50,7 @@ impl Pulse {
     /// The latest beat with its inventory, under a number of its own.
     pub(super) fn latest(&self) -> pb::Beat {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.beat.seq += 1;
+        state.count();
         state.beat.clone()
     }
 
@@ -56,7 +72,7 @@ impl Pulse {
             state.bare = bare;
             state.beat.inventory_version += 1;
         }
-        state.beat.seq += 1;
+        state.count();
         (state.beat.term, state.beat.generation) = fence;
         state.beat.leaving = leaving;
         state.beat.dropped = parts.bus.drops().total();
@@ -65,6 +81,21 @@ impl Pulse {
         let full = changed || state.beat.seq.is_multiple_of(FULL_EVERY);
         let inventory = if full { state.beat.inventory.clone() } else { None };
         pb::Beat { inventory, ..state.beat.clone() }
+    }
+
+    /// Takes a lease, or says why not.
+    pub(super) fn grant(&self, lease: &pb::AskLease) -> Result<(), String> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let boot = state.beat.boot.clone();
+        state.lease.grant(&boot, lease)?;
+        self.holding.set(state.lease.until_ms());
+        self.leased.notify_one();
+        Ok(())
+    }
+
+    /// Whether what is strict may run now, when the assignment of `generation` is stored.
+    pub(super) fn is_leased(&self, generation: u64) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).lease.holds(now_ms(), generation)
     }
 
     pub(super) fn begin(&self, identity: &Identity) {
@@ -80,6 +111,7 @@ pub(super) fn inventory(
     running: &Running,
     wanted: &BTreeMap<Key, Wanted>,
     failed: &BTreeMap<Key, Failure>,
+    stopping: impl Iterator<Item = (Key, u64)>,
 ) -> Vec<pb::Running> {
     let mut items: Vec<pb::Running> = running
         .list()
@@ -120,6 +152,14 @@ pub(super) fn inventory(
             ..Default::default()
         });
     }
+    items.extend(stopping.map(|(key, revision)| pb::Running {
+        app: key.0.to_string(),
+        component: key.1.to_string(),
+        revision,
+        replicas: 1,
+        state: pb::RunState::Stopping.into(),
+        ..Default::default()
+    }));
     items
 }
 

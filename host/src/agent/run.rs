@@ -24,6 +24,10 @@ const BEAT_MS_DEFAULT: u32 = 2_000;
 const STARTS_MAX: usize = 4;
 /// Time for requests under way when a component is stopped or replaced.
 const DRAIN: Duration = Duration::from_secs(30);
+/// As long as any invocation may take.
+const PARTING_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often it is seen, while something strict is up, whether the lease goes on.
+const LEASE_LOOK: Duration = Duration::from_millis(200);
 /// Time for requests under way when the host ends.
 const SHUTDOWN_DRAIN: Duration = Duration::from_secs(5);
 /// How often it is seen whether somebody who looked an actor up has not entered it yet.
@@ -47,6 +51,9 @@ pub(super) struct Loop {
     starting: BTreeMap<Key, u64>,
     failed: BTreeMap<Key, (Failure, u32, Instant)>,
     starts: JoinSet<(Key, Wanted, Result<Instance, String>)>,
+    /// Of what is strict: stopped, and not gone yet, in which revision.
+    parting: BTreeMap<Key, u64>,
+    partings: JoinSet<Key>,
     unused: Unused,
     /// What the heartbeat before told of the load.
     since: Since,
@@ -76,6 +83,8 @@ impl Loop {
             starting: BTreeMap::new(),
             failed: BTreeMap::new(),
             starts: JoinSet::new(),
+            parting: BTreeMap::new(),
+            partings: JoinSet::new(),
             unused: Unused::default(),
             since: Since::now(),
             changed: true,
@@ -98,6 +107,10 @@ impl Loop {
         let mut beat = tokio::time::interval(self.beat_every());
         let mut sweep = tokio::time::interval(SWEEP);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // A timer would wait for as long as the machine slept.
+        let mut look = tokio::time::interval(LEASE_LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let pulse = self.parts.pulse.clone();
         let mut greeted = 0;
         loop {
             let now = *connection.borrow_and_update();
@@ -128,6 +141,9 @@ impl Loop {
                     None => return self.end(false).await,
                 },
                 Some(started) = self.starts.join_next() => self.started(started),
+                Some(gone) = self.partings.join_next() => self.parted(gone),
+                () = pulse.leased.notified() => {}
+                _ = look.tick(), if self.up.values().any(|i| i.strict) => {}
                 Ok(()) = connection.changed() => {}
                 _ = beat.tick() => self.beat(false).await,
                 _ = sweep.tick() => self.sweep(),
@@ -152,7 +168,7 @@ impl Loop {
     async fn beat(&mut self, leaving: bool) {
         let fence = self.stored.as_ref().map_or((0, 0), |s| (s.term, s.generation));
         let failed = self.failed.iter().map(|(k, (f, ..))| (k.clone(), f.clone())).collect();
-        let items = inventory(&self.parts.running, &self.wanted, &failed);
+        let items = inventory(&self.parts.running, &self.wanted, &failed, self.stopping());
         let load = self.since.load(&self.parts.running);
         let beat = self.parts.pulse.next(&self.parts, items, fence, leaving, load);
         // A beat that waited for the bus would be old news: it is made and dropped.
@@ -168,6 +184,16 @@ impl Loop {
         if let Err(error) = self.parts.bus.publish(subject, payload).await {
             tracing::debug!(%error, "heartbeat not sent");
         }
+    }
+
+    /// Of what is strict, all that may run still although it shall not.
+    fn stopping(&self) -> impl Iterator<Item = (Key, u64)> {
+        let unwanted = self.starting.iter().filter(|(key, _)| !self.wanted.contains_key(*key));
+        self.parting.iter().chain(unwanted).map(|(key, revision)| (key.clone(), *revision))
+    }
+
+    fn is_leased(&self) -> bool {
+        self.parts.pulse.is_leased(self.stored.as_ref().map_or(0, |s| s.generation))
     }
 
     /// Takes or refuses an assignment. Stored before it is confirmed.
@@ -222,13 +248,13 @@ impl Loop {
         let now = Instant::now();
         let mut busy = self.starting.clone();
         busy.extend(self.failed.iter().filter(|(_, f)| f.2 > now).map(|(k, f)| (k.clone(), f.0.revision)));
-        for action in assignment::actions(&self.wanted, &have, &busy) {
+        for action in assignment::actions(&self.wanted, &have, &busy, self.is_leased()) {
             match action {
                 Action::Stop(key) => {
                     tracing::info!(app = %key.0, component = %key.1, "stopped");
                     self.parts.running.remove(&key);
                     if let Some(old) = self.up.remove(&key) {
-                        retire(old);
+                        self.retire(key, old);
                     }
                     self.changed = true;
                 }
@@ -243,7 +269,8 @@ impl Loop {
                     self.changed = true;
                 }
                 Action::Start(key, wanted) => {
-                    if self.starts.len() >= STARTS_MAX || self.starting.contains_key(&key) {
+                    let waits = self.starting.contains_key(&key) || self.parting.contains_key(&key);
+                    if self.starts.len() >= STARTS_MAX || waits {
                         continue;
                     }
                     self.starting.insert(key.clone(), wanted.revision);
@@ -271,8 +298,8 @@ impl Loop {
         match result {
             Ok(instance) => {
                 // What it was started for may have changed meanwhile: `reconcile` sees to the rest.
-                if !self.wanted.contains_key(&key) {
-                    return retire(instance);
+                if !self.wanted.contains_key(&key) || instance.strict && !self.is_leased() {
+                    return self.retire(key, instance);
                 }
                 tracing::info!(app = %key.0, component = %key.1, revision = instance.revision, "running");
                 self.failed.remove(&key);
@@ -280,8 +307,8 @@ impl Loop {
                 if let (Some(door), What::Actor(actor)) = (&instance.door, &instance.what) {
                     door.slot.set(actor.clone());
                 }
-                if let Some(old) = self.up.insert(key, instance) {
-                    retire(old);
+                if let Some(old) = self.up.insert(key.clone(), instance) {
+                    self.retire(key, old);
                 }
             }
             Err(error) => {
@@ -331,15 +358,54 @@ impl Loop {
         });
     }
 
+    /// Lets go of what was stopped or replaced, beside the loop.
+    fn retire(&mut self, key: Key, instance: Instance) {
+        if instance.strict {
+            self.parting.insert(key.clone(), instance.revision);
+            self.partings.spawn(async move {
+                // Its invocations end with the lease at the latest, or by their own limits.
+                let_go(instance, PARTING_MAX).await;
+                key
+            });
+        } else {
+            tokio::spawn(let_go(instance, DRAIN));
+        }
+    }
+
+    fn parted(&mut self, gone: Result<Key, tokio::task::JoinError>) {
+        self.changed = true;
+        match gone {
+            Ok(key) => _ = self.parting.remove(&key),
+            Err(error) => tracing::error!(%error, "stopping something strict ended without a word"),
+        }
+    }
+
+    /// Whether nothing strict runs any more: who leaves is replaced at once.
+    async fn part(&mut self) -> bool {
+        let strict: Vec<Key> = self.up.iter().filter(|(_, i)| i.strict).map(|(key, _)| key.clone()).collect();
+        self.wanted.retain(|_, wanted| !wanted.strict);
+        for key in strict {
+            self.parts.running.remove(&key);
+            if let Some(instance) = self.up.remove(&key) {
+                self.retire(key, instance);
+            }
+        }
+        let all = async { while self.partings.join_next().await.is_some() {} };
+        tokio::time::timeout(SHUTDOWN_DRAIN, all).await.is_ok()
+    }
+
     async fn end(&mut self, leaving: bool) {
         self.parts.telemetry.ends();
-        if leaving {
+        self.starts.shutdown().await;
+        let alone = self.part().await;
+        if leaving && alone {
+            self.parting.clear();
+            self.starting.clear();
             self.beat(true).await;
         }
         if let Some(ingress) = self.ingress.take() {
             ingress.stop(SHUTDOWN_DRAIN).await;
         }
-        self.starts.abort_all();
         let mut ending = JoinSet::new();
         for (key, instance) in std::mem::take(&mut self.up) {
             self.parts.running.remove(&key);
@@ -347,11 +413,6 @@ impl Loop {
         }
         let _ = tokio::time::timeout(SHUTDOWN_DRAIN, ending.join_all()).await;
     }
-}
-
-/// Lets go of what was stopped or replaced, beside the loop.
-fn retire(instance: Instance) {
-    tokio::spawn(let_go(instance, DRAIN));
 }
 
 /// First no more calls from the bus, then the requests under way are finished, then it is gone.

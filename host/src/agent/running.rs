@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 pub(super) struct Instance {
     pub(super) revision: u64,
     pub(super) replicas: u32,
+    /// It must be gone before the host says so.
+    pub(super) strict: bool,
     pub(super) what: What,
     /// Its subscriptions on the bus: it is called from other hosts while these live.
     pub(super) servings: Vec<bus::Serving>,

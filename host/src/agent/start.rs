@@ -73,6 +73,7 @@ impl Parts {
             limits: actor.limits.clone(),
             imports: Arc::new(imports),
             logs: self.logs.sink(&key.0, &key.1),
+            holding: wanted.strict.then(|| self.pulse.holding.clone()),
             source,
         };
         let running = self.engine.prepare(&module, spec).map_err(|e| e.to_string())?;
@@ -92,6 +93,7 @@ impl Parts {
         Ok(Instance {
             revision: wanted.revision,
             replicas: wanted.replicas,
+            strict: wanted.strict,
             what: What::Actor(running),
             servings,
             door,
@@ -125,6 +127,7 @@ impl Parts {
         Ok(Instance {
             revision: wanted.revision,
             replicas: wanted.replicas,
+            strict: wanted.strict,
             what: What::Provider(store),
             servings: servings.map_err(|e| e.to_string())?,
             door: None,

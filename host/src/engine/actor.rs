@@ -16,6 +16,7 @@ use super::state::{Env, HEADER_BYTES_MAX, State};
 use super::{Engine, Error, config, failed, glue, lane, later};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::{Imports, LogSink};
+use crate::holding::Holding;
 use crate::metrics::{Count, Histogram, Taken};
 use crate::origin::Origin;
 use crate::spans::{self, Kind, Span};
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use proto::app::{Grants, Limits, Name};
 use proto::policy::Policy;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -46,6 +48,8 @@ pub struct Spec {
     pub limits: Limits,
     pub imports: Arc<dyn Imports>,
     pub logs: Arc<dyn LogSink>,
+    /// Of an actor that is strict: nothing of it runs when that is over.
+    pub holding: Option<Holding>,
     /// The component's bytes again, should its compiled code be lost.
     pub source: Source,
 }
@@ -337,6 +341,7 @@ fn env(engine: &Engine, spec: Spec) -> Result<Env, Error> {
         imports: spec.imports,
         logs: spec.logs,
         budget: engine.inner.budget.clone(),
+        holding: spec.holding,
         idle: Arc::downgrade(&engine.inner.idle),
         forbidden: forbidden_headers(),
         http,
@@ -397,6 +402,10 @@ fn on_tick(state: &State) -> wasmtime::Result<UpdateDeadline> {
         false => UpdateDeadline::Continue(1),
     })
 }
+
+/// It took too long.
+#[derive(Debug)]
+pub(super) struct Late;
 
 /// Who asks. A call from another actor must not wait for a free instance: that actor holds one meanwhile, and all of
 /// them could wait for each other.
@@ -483,6 +492,9 @@ impl Shared {
 
     pub(super) async fn permit(&self, deadline: Instant) -> Result<Permit, CallError> {
         let label = &self.env.label;
+        if self.env.holding.as_ref().is_some_and(Holding::is_over) {
+            return Err(CallError::Unavailable(self.lease_over()));
+        }
         let queue_len_max = usize::try_from(self.env.limits.queue_len_max).unwrap_or(usize::MAX);
         match self.gate.enter(queue_len_max) {
             Ok(Entry::Now(permit)) => Ok(permit),
@@ -543,9 +555,27 @@ impl Shared {
 
     /// Its result, or that it is late.
     pub(super) async fn in_time<T: Send + 'static>(&self, until: Until, work: Work<T>) -> Result<T, CallError> {
-        match timeout_at(until.deadline.into(), self.laned(&until, work)).await {
+        match self.until(until.deadline, self.laned(&until, work)).await {
             Ok(ended) => ended,
-            Err(_) => Err(self.late(&until.log)),
+            Err(Late) => Err(self.late(&until.log)),
+        }
+    }
+
+    /// What comes of it by then; of an actor that is strict, only while the host has its lease.
+    pub(super) async fn until<F: Future>(&self, deadline: Instant, work: F) -> Result<F::Output, Late> {
+        let Some(holding) = &self.env.holding else {
+            return timeout_at(deadline.into(), work).await.map_err(|_| Late);
+        };
+        let mut work = pin!(work);
+        loop {
+            let end = holding.end();
+            if let Ok(done) = timeout_at(end.min(deadline).into(), &mut work).await {
+                return Ok(done);
+            }
+            // Mostly there is a longer one by now.
+            if deadline <= end || holding.is_over() {
+                return Err(Late);
+            }
         }
     }
 
@@ -581,7 +611,15 @@ impl Shared {
         late
     }
 
+    fn lease_over(&self) -> String {
+        let label = &self.env.label;
+        format!("actor {label} is strict, and no scheduler has confirmed lately that this host may run it: try again")
+    }
+
     pub(super) fn late_quietly(&self) -> CallError {
+        if self.env.holding.as_ref().is_some_and(Holding::is_over) {
+            return CallError::Unavailable(self.lease_over());
+        }
         CallError::Deadline(format!(
             "actor {} ran past its {} deadline; raise limits.deadline or make it answer sooner",
             self.env.label,

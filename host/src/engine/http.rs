@@ -20,7 +20,6 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-use tokio::time::timeout_at;
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiHttpView as _;
 use wasmtime_wasi_http::p2::bindings::http::types;
@@ -86,7 +85,7 @@ impl Actor {
             }
         };
         let mut guest = Running { guest: Some(self.shared.laned(&until, work)), ended: None };
-        let head = match timeout_at(until.deadline.into(), guest.head(rx)).await {
+        let head = match self.shared.until(until.deadline, guest.head(rx)).await {
             Ok(head) => head,
             Err(_) => return Err(self.shared.late(&until.log)),
         };
@@ -225,7 +224,7 @@ impl Running {
         }
         let Some(mut guest) = self.guest.take() else { return };
         tokio::spawn(async move {
-            let ended = match timeout_at(until.deadline.into(), &mut guest).await {
+            let ended = match shared.until(until.deadline, &mut guest).await {
                 Ok(ended) => ended,
                 Err(_) => {
                     let late = shared.late(&until.log);

@@ -78,7 +78,9 @@ impl Many {
         request: Request<Body>,
         asked: Option<Duration>,
     ) -> Result<Response<Body>, CallError> {
+        // In an instance that many are in, none ends by itself: what is strict has until the end of the lease there is.
         let deadline = shared.deadline(asked);
+        let deadline = shared.env.holding.as_ref().map_or(deadline, |holding| holding.end().min(deadline));
         let permit = shared.permit(deadline).await?;
         let open = match self.take(&shared.env.limits, deadline) {
             Some(open) => open,

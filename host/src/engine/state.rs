@@ -10,6 +10,7 @@ use super::output::{Log, Rate};
 use super::wasi;
 use crate::call::LinkContext;
 use crate::capability::{Imports, LogSink};
+use crate::holding::Holding;
 use crate::origin::Origin;
 use proto::app::{Limits, Random};
 use std::collections::BTreeMap;
@@ -48,6 +49,7 @@ pub(super) struct Env {
     pub(super) imports: Arc<dyn Imports>,
     pub(super) logs: Arc<dyn LogSink>,
     pub(super) budget: Arc<Budget>,
+    pub(super) holding: Option<Holding>,
     pub(super) idle: Weak<Idle>,
     pub(super) forbidden: ForbiddenHeaderFilter,
     pub(super) http: WasiHttpCtx,

@@ -19,7 +19,7 @@ fn actor(exports: &[&str]) -> Component {
         grants: Grants::default(),
         limits: Limits::default(),
     });
-    Component { kind, scaler: Scaler::default(), config: BTreeMap::new() }
+    Component { kind, scaler: Scaler::default(), strict: false, config: BTreeMap::new() }
 }
 
 fn link(consumer: &str, link: &str, interface: &str, provider: &str) -> Link {
@@ -46,7 +46,10 @@ fn shop() -> App {
             (name("cart"), actor(&[])),
             (name("idle"), actor(&[])),
             (name("store"), actor(&["lattice:keystore/store@0.1.0", "wasi:keyvalue/store", "shop:prices/quote"])),
-            (name("kv"), Component { kind: builtin, scaler: Scaler::default(), config: BTreeMap::new() }),
+            (
+                name("kv"),
+                Component { kind: builtin, scaler: Scaler::default(), strict: false, config: BTreeMap::new() },
+            ),
         ]
         .into(),
         links: vec![

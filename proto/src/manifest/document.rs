@@ -28,6 +28,7 @@ pub(super) struct Part {
     pub(super) image_place: Place,
     pub(super) role: Role,
     pub(super) scaler: Scaler,
+    pub(super) strict: bool,
     pub(super) config: BTreeMap<String, String>,
     pub(super) config_place: Place,
     pub(super) links: Vec<LinkDraft>,
@@ -191,6 +192,7 @@ fn read_component(at: &Cursor<'_>, named: &Named<'_>, reader: &mut Reader) -> Op
         place,
         role: Role::Unknown,
         scaler: Scaler::default(),
+        strict: false,
         config: BTreeMap::new(),
         links: Vec::new(),
         routes: Vec::new(),
@@ -303,8 +305,14 @@ fn read_traits(at: &Cursor<'_>, kind: Option<Type>, named: &Named<'_>, part: &mu
             continue;
         };
         match *known {
-            "spreadscaler" => part.scaler = traits::scaler(ScalerKind::Spread, &at, reader).unwrap_or_default(),
-            "daemonscaler" => part.scaler = traits::scaler(ScalerKind::Daemon, &at, reader).unwrap_or_default(),
+            "spreadscaler" | "daemonscaler" => {
+                let scaler = if *known == "spreadscaler" { ScalerKind::Spread } else { ScalerKind::Daemon };
+                (part.scaler, part.strict) = traits::scaler(scaler, &at, reader).unwrap_or_default();
+                if part.strict && kind == Some(Type::Capability) {
+                    let help = "leave it out: a capability keeps its data on one host and runs there alone";
+                    reader.report(&at.place(), "strict on a capability", help);
+                }
+            }
             "link" => part.links.extend(link::link(&at, named, reader)),
             "ingress" => part.routes.extend(traits::ingress(&at, reader)),
             "grants" => part.grants = grants::grants(&at, reader).unwrap_or_default(),

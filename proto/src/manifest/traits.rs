@@ -14,9 +14,11 @@ pub(super) enum ScalerKind {
     Daemon,
 }
 
-/// `spreadscaler` and `daemonscaler`.
-pub(super) fn scaler(kind: ScalerKind, at: &Cursor<'_>, reader: &mut Reader) -> Option<Scaler> {
-    let mut fields = reader.fields(at, &["instances", "replicas", "spread"])?;
+/// `spreadscaler` and `daemonscaler`, and whether it is strict.
+pub(super) fn scaler(kind: ScalerKind, at: &Cursor<'_>, reader: &mut Reader) -> Option<(Scaler, bool)> {
+    let mut fields = reader.fields(at, &["instances", "replicas", "spread", "strict"])?;
+    let strict_at = fields.optional("strict");
+    let strict = strict_at.as_ref().map_or(Some(false), |at| reader.flag(at));
     let (instances, replicas) = (fields.optional("instances"), fields.optional("replicas"));
     let count = match (&instances, &replicas) {
         (Some(_), Some(second)) => {
@@ -38,15 +40,20 @@ pub(super) fn scaler(kind: ScalerKind, at: &Cursor<'_>, reader: &mut Reader) -> 
     }
     let spread: Vec<Option<Spread>> = items.iter().map(|item| one_spread(item, reader)).collect();
     let spread: Option<Vec<Spread>> = spread.into_iter().collect();
-    let (replicas, spread) = (u32::try_from(count?).ok()?, spread?);
+    let (replicas, spread, strict) = (u32::try_from(count?).ok()?, spread?, strict?);
+    if let (true, Some(at)) = (strict && (replicas > 1 || kind == ScalerKind::Daemon), &strict_at) {
+        let message = "strict says that at most one replica runs at any time, and more are asked for";
+        reader.report(&at.place(), message, "write `instances: 1` in a spreadscaler, or leave strict out");
+    }
     let nobody = !spread.is_empty() && spread.iter().all(|s| s.weight == 0);
     if let (true, ScalerKind::Spread, Some(at)) = (nobody && replicas > 0, kind, &spread_at) {
         reader.report(&at.place(), "every weight is 0, so no replica could be placed", "give one a weight above 0");
     }
-    Some(match kind {
+    let scaler = match kind {
         ScalerKind::Spread => Scaler::Spread { replicas, spread },
         ScalerKind::Daemon => Scaler::Daemon { replicas, spread },
-    })
+    };
+    Some((scaler, strict))
 }
 
 fn one_spread(at: &Cursor<'_>, reader: &mut Reader) -> Option<Spread> {

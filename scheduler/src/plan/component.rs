@@ -4,7 +4,7 @@ use super::fill::{Room, drain, fill};
 use super::hosts::Columns;
 use super::observed::Observed;
 use super::spread::{attribute, daemon_target, shares};
-use super::{Plan, Unplaced};
+use super::{Plan, Unplaced, strict};
 use crate::state::{AppState, Placed, State};
 use proto::app::{App, Component, HostId, Kind, Name, SPREADS_MAX, Scaler, Spread};
 use proto::fault::{Fault, built_in};
@@ -46,15 +46,15 @@ fn first_name() -> Name {
     "0".parse().expect("a digit is a name")
 }
 
-fn change(host: &HostId, app: &Name, component: &Name, revision: u64, replicas: u32) -> pb::Change {
+pub(super) fn change(host: &HostId, app: &Name, component: &Name, revision: u64, replicas: u32) -> pb::Change {
     pb::Change { host: host.to_string(), app: app.to_string(), component: component.to_string(), revision, replicas }
 }
 
-struct Planned<'a> {
-    state: &'a State,
-    observed: &'a Observed,
+pub(super) struct Planned<'a> {
+    pub(super) state: &'a State,
+    pub(super) observed: &'a Observed,
     app: &'a AppState,
-    key: &'a (Name, Name),
+    pub(super) key: &'a (Name, Name),
     spec: &'a Component,
 }
 
@@ -66,6 +66,9 @@ impl Planned<'_> {
             return;
         }
         let want = match &self.spec.scaler {
+            Scaler::Spread { replicas, spread } if self.spec.strict => {
+                strict::want(self, *replicas, spread, placed, columns, plan)
+            }
             Scaler::Spread { replicas, spread } => self.spread(*replicas, spread, placed, columns, plan),
             Scaler::Daemon { replicas, spread } => self.daemon(*replicas, spread, placed, columns),
         };
@@ -93,7 +96,7 @@ impl Planned<'_> {
     }
 
     /// For each share, which hosts meet it; one share that all meet when the manifest names none.
-    fn fits(&self, spread: &[Spread], columns: &mut Columns<'_>) -> Vec<Rc<Vec<bool>>> {
+    pub(super) fn fits(&self, spread: &[Spread], columns: &mut Columns<'_>) -> Vec<Rc<Vec<bool>>> {
         let builtin = match &self.spec.kind {
             Kind::Provider(p) => Some(p.builtin),
             Kind::Actor(_) => None,
@@ -218,7 +221,7 @@ impl Planned<'_> {
         open
     }
 
-    fn unplaced(&self, share: usize, missing: u64, home: Option<&HostId>) -> Unplaced {
+    pub(super) fn unplaced(&self, share: usize, missing: u64, home: Option<&HostId>) -> Unplaced {
         if let Some(record) = home.and_then(|h| self.state.hosts.get(h)) {
             let why = format!(
                 "its data is on host {}, which is lost, cordoned or no longer fits; bring it back, or delete the app to begin \

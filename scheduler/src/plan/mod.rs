@@ -1,13 +1,14 @@
 //! Decides where replicas run. Pure: same input, same plan. No clock, no IO, no randomness.
 //!
 //! Reading order: `Observed` (what the hosts said), `plan` (leases, then each component), `spread` (how many where by
-//! wadm's rules), `fill` (even distribution over hosts), `hosts` (who fits what).
+//! wadm's rules), `strict` (at most one), `fill` (even distribution over hosts), `hosts` (who fits what).
 
 mod component;
 mod fill;
 mod hosts;
 mod observed;
 mod spread;
+mod strict;
 #[cfg(test)]
 mod tests;
 
@@ -73,6 +74,7 @@ pub fn plan(state: &State, observed: &Observed, now_ms: u64, config: &Config) ->
         // Their commands move the base: the rest is planned on what comes of them.
         return plan;
     }
+    strict::forget(state, observed, &mut plan);
     let mut columns = hosts::Columns::new(state);
     // Hosts that a rollout may wait for: lost ones never answer.
     for (name, app) in &state.apps {

@@ -31,6 +31,8 @@ pub struct Seen {
     pub term: u64,
     pub generation: u64,
     pub inventory_version: u64,
+    /// Of the assignment that `running` is what came of.
+    pub told_generation: u64,
     /// Two entries for one component while a revision replaces another.
     pub running: BTreeMap<(Name, Name), Vec<RunningNow>>,
     pub dropped: u64,
@@ -103,7 +105,11 @@ impl Observed {
             let running = running_of(inventory);
             let changed = changed || running != seen.running;
             seen.running = running;
+            seen.told_generation = beat.generation;
             return if changed || leaving_changed || confirmed_changed { Heard::Changed } else { Heard::Same };
+        }
+        if seen.inventory_version == beat.inventory_version {
+            seen.told_generation = beat.generation;
         }
         if leaving_changed {
             // What it runs does not matter any more; that it ends must not wait for the answer.
@@ -154,6 +160,12 @@ impl Observed {
     /// Whether `host` told what it runs since it started: what it did not name then is not running.
     pub fn is_told(&self, host: &HostId) -> bool {
         self.hosts.get(host).is_some_and(|s| s.inventory_version > 0)
+    }
+
+    /// Whether `host` stored the assignment of `generation`, or a newer one, and said since that it runs nothing of it.
+    pub fn has_stopped(&self, host: &HostId, key: &(Name, Name), generation: u64) -> bool {
+        let told = self.hosts.get(host).is_some_and(|s| s.told_generation >= generation);
+        told && self.running(host, key).is_empty()
     }
 
     /// Whether `host` runs this revision of it now.

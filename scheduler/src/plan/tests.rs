@@ -8,24 +8,26 @@ use proto::app::{App, Component, Kind, Provider, Scaler, Spread};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A lattice under test: the real state machine and planner; hosts that do at once what they are told.
-struct Lab {
-    state: State,
-    observed: Observed,
-    now_ms: u64,
+pub(super) struct Lab {
+    pub(super) state: State,
+    pub(super) observed: Observed,
+    pub(super) now_ms: u64,
     index: u64,
     seq: u64,
     /// Hosts that neither beat nor obey.
-    dead: BTreeSet<HostId>,
+    pub(super) dead: BTreeSet<HostId>,
+    /// Hosts that are told nothing, and report what they ran.
+    pub(super) deaf: BTreeSet<HostId>,
     /// Hosts that beat but never report anything running.
     stuck: BTreeSet<HostId>,
 }
 
-fn host_id(n: usize) -> HostId {
+pub(super) fn host_id(n: usize) -> HostId {
     ulid::Ulid::from(n as u128 + 1).to_string().parse().unwrap()
 }
 
 impl Lab {
-    fn new(labels: &[&str]) -> Self {
+    pub(super) fn new(labels: &[&str]) -> Self {
         let mut lab = Self {
             state: State::default(),
             observed: Observed::default(),
@@ -33,6 +35,7 @@ impl Lab {
             index: 1,
             seq: 0,
             dead: BTreeSet::new(),
+            deaf: BTreeSet::new(),
             stuck: BTreeSet::new(),
         };
         for (n, label) in labels.iter().enumerate() {
@@ -50,13 +53,19 @@ impl Lab {
             name: format!("h{n}"),
             boot: ulid::Ulid::from(7u128).to_string(),
             labels: pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
-            facts: Some(pb::Facts { arch: "x86_64".into(), os: "linux".into(), interfaces, ..Default::default() }),
+            facts: Some(pb::Facts {
+                arch: "x86_64".into(),
+                os: "linux".into(),
+                interfaces,
+                leases: true,
+                ..Default::default()
+            }),
             ..Default::default()
         };
         self.command(pb::command::What::RegisterHost(pb::RegisterHost { hello: Some(hello) }));
     }
 
-    fn command(&mut self, what: pb::command::What) -> pb::Outcome {
+    pub(super) fn command(&mut self, what: pb::command::What) -> pb::Outcome {
         self.index += 1;
         let commands = vec![pb::Command { request_id: String::new(), what: Some(what) }];
         let entry = pb::Entry { version: 1, time_ms: self.now_ms, commands };
@@ -67,14 +76,15 @@ impl Lab {
         outcome
     }
 
-    fn apply(&mut self, app: &App) -> pb::Outcome {
+    pub(super) fn apply(&mut self, app: &App) -> pb::Outcome {
         self.command(pb::command::What::ApplyApp(pb::ApplyApp { spec: app.to_json(), if_version: 0 }))
     }
 
     /// Living hosts report what they are told to run.
     fn beat(&mut self) {
         self.seq += 1;
-        let hosts: Vec<HostId> = self.state.hosts.keys().filter(|h| !self.dead.contains(*h)).cloned().collect();
+        let hosts: Vec<HostId> =
+            self.state.hosts.keys().filter(|h| !self.dead.contains(*h) && !self.deaf.contains(*h)).cloned().collect();
         for id in hosts {
             let running = self.state.on_host(&id).map(|(app, component, p)| pb::Running {
                 app: app.to_string(),
@@ -89,16 +99,24 @@ impl Lab {
                 host: id.to_string(),
                 boot: ulid::Ulid::from(7u128).to_string(),
                 seq: self.seq,
+                generation: self.state.hosts[&id].generation,
                 inventory_version: self.seq,
                 inventory: Some(pb::Inventory { items }),
                 ..Default::default()
             };
             self.observed.beat(&id, &beat, self.now_ms);
         }
+        for id in &self.deaf {
+            let Some(seen) = self.observed.hosts.get(id) else { continue };
+            let (seq, generation, inventory_version) = (self.seq, seen.generation, seen.inventory_version);
+            let (host, boot) = (id.to_string(), seen.boot.clone());
+            let beat = pb::Beat { host, boot, seq, generation, inventory_version, ..Default::default() };
+            self.observed.beat(id, &beat, self.now_ms);
+        }
     }
 
     /// One round of the leader.
-    fn round(&mut self) -> Plan {
+    pub(super) fn round(&mut self) -> Plan {
         self.beat();
         let plan = plan(&self.state, &self.observed, self.now_ms, &Config::default());
         for host in plan.lost.clone() {
@@ -118,7 +136,7 @@ impl Lab {
     }
 
     /// Rounds until nothing changes.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..100 {
             let plan = self.round();
             if plan.changes.is_empty() && plan.lost.is_empty() && plan.returned.is_empty() {
@@ -129,7 +147,7 @@ impl Lab {
     }
 
     /// What is placed: "h0:2 h1:1".
-    fn placed(&self, component: &str) -> String {
+    pub(super) fn placed(&self, component: &str) -> String {
         let key: (Name, Name) = ("shop".parse().unwrap(), component.parse().unwrap());
         let placed = self.state.placed(&key.0, &key.1);
         placed.map(|(h, p)| format!("{}:{}", self.state.hosts[h].hello.name, p.replicas)).collect::<Vec<_>>().join(" ")
@@ -146,7 +164,7 @@ fn share(weight: u32, requirements: &str) -> Spread {
     Spread { name: String::new(), requirements: pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect(), weight }
 }
 
-fn app(image: &str, scaler: Scaler) -> App {
+pub(super) fn app(image: &str, scaler: Scaler) -> App {
     let actor = proto::app::Actor {
         image: image.to_owned(),
         digest: Some(proto::app::Digest::of(image.as_bytes())),
@@ -155,7 +173,7 @@ fn app(image: &str, scaler: Scaler) -> App {
         grants: Default::default(),
         limits: Default::default(),
     };
-    let component = Component { kind: Kind::Actor(actor), scaler, config: BTreeMap::new() };
+    let component = Component { kind: Kind::Actor(actor), scaler, strict: false, config: BTreeMap::new() };
     App {
         name: "shop".parse().unwrap(),
         labels: BTreeMap::new(),
@@ -385,7 +403,8 @@ fn a_provider_waits_for_its_host() {
     let mut lab = Lab::new(&["", ""]);
     let mut app = spread(1, &[]);
     let provider = Provider { image: "builtin:keyvalue".into(), builtin: proto::app::Builtin::Keyvalue };
-    let component = Component { kind: Kind::Provider(provider), scaler: Scaler::default(), config: BTreeMap::new() };
+    let component =
+        Component { kind: Kind::Provider(provider), scaler: Scaler::default(), strict: false, config: BTreeMap::new() };
     app.components.insert("store".parse().unwrap(), component);
     lab.apply(&app);
     lab.settle();
@@ -402,7 +421,8 @@ fn a_provider_waits_for_its_host() {
 fn a_store_comes_back_to_its_data_or_waits() {
     let mut lab = Lab::new(&["", ""]);
     let provider = Provider { image: "builtin:keyvalue".into(), builtin: proto::app::Builtin::Keyvalue };
-    let store = |scaler| Component { kind: Kind::Provider(provider.clone()), scaler, config: BTreeMap::new() };
+    let store =
+        |scaler| Component { kind: Kind::Provider(provider.clone()), scaler, strict: false, config: BTreeMap::new() };
     let mut app = spread(3, &[]);
     let mut with = |scaler| {
         app.components.insert("store".parse().unwrap(), store(scaler));

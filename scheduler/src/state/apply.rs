@@ -2,7 +2,7 @@
 //! the log was accepted by some leader and must be applied the same way everywhere.
 
 use super::{ANSWERED_MAX, APPS_MAX, AppState, HOSTS_MAX, HostState, Placed, REFUSAL_BYTES_MAX, RETIRED_MAX};
-use super::{REVISIONS_MAX, Revision, State, Touched};
+use super::{REVISIONS_MAX, Revision, State, Touched, strict};
 use prost::Message;
 use proto::app::{App, HostId, Kind, Name, REPLICAS_MAX, SPREADS_MAX, Scaler};
 use proto::fault::{Fault, built_in};
@@ -142,6 +142,9 @@ impl State {
         if let Some(problem) = self.route_taken(&app) {
             return refuse("conflict", problem);
         }
+        if let Some(problem) = strict::problem(self.apps.get(&name), &app) {
+            return refuse("invalid", problem);
+        }
         let created = !self.apps.contains_key(&name);
         let revision = self.add_revision(index, now_ms, app, "apply", touched);
         Ok(Done { change: if created { "created" } else { "configured" }, version: index, revision })
@@ -229,7 +232,10 @@ impl State {
         let gone = self.apps.get(name).is_some_and(|a| a.deleting)
             && (self.placed_revisions(name).is_empty() || built_in(Fault::GoneTooEarly));
         if gone {
-            self.homes.retain(|(app, _), _| app != name);
+            // Of what is strict it is remembered until the host says that it stopped: the app may come again.
+            let specs: Vec<_> = self.apps[name].revisions.values().map(|r| r.spec.clone()).collect();
+            let strict = |c: &Name| specs.iter().any(|s| s.components.get(c).is_some_and(|c| c.strict));
+            self.homes.retain(|(app, component), _| app != name || strict(component));
             if let Some((last, _)) = self.apps.remove(name).and_then(|app| app.revisions.into_iter().next_back()) {
                 self.retire(name.clone(), last);
             }
@@ -262,6 +268,9 @@ impl State {
         };
         if matches!(component.kind, Kind::Provider(_)) && c.replicas > 1 {
             return refuse("invalid", format!("\"{}\" keeps its data on one host: it has 0 or 1 replicas", c.actor));
+        }
+        if component.strict && c.replicas > 1 {
+            return refuse("invalid", format!("\"{}\" is strict: it has 0 or 1 replicas", c.actor));
         }
         let (Scaler::Spread { replicas, .. } | Scaler::Daemon { replicas, .. }) = &mut component.scaler;
         if *replicas == c.replicas {
@@ -302,6 +311,9 @@ impl State {
         }
         if let Some(problem) = self.route_taken(&app) {
             return refuse("conflict", problem);
+        }
+        if let Some(problem) = strict::problem(Some(at), &app) {
+            return refuse("invalid", problem);
         }
         let revision = self.add_revision(index, now_ms, app, &format!("rollback to {to}"), touched);
         Ok(Done { change: "rolled back", version: index, revision })
@@ -437,8 +449,10 @@ impl State {
         let mut hosts = BTreeSet::new();
         for (key, host, placed) in changes {
             self.set_placed(&key, &host, placed);
-            if placed.replicas > 0 && self.is_provider(&key, placed.revision) {
+            if placed.replicas > 0 && self.has_home(&key, placed.revision) {
                 self.homes.insert(key.clone(), host.clone());
+            } else if !self.apps.contains_key(&key.0) {
+                self.homes.remove(&key);
             }
             hosts.insert(host);
             apps.insert(key.0);
@@ -461,10 +475,11 @@ impl State {
         Ok(Done { change: "planned", version: index, revision: 0 })
     }
 
-    fn is_provider(&self, key: &(Name, Name), revision: u64) -> bool {
+    /// Where it was placed last matters: its data is there, or it is strict and may run there still.
+    fn has_home(&self, key: &(Name, Name), revision: u64) -> bool {
         let spec = self.apps.get(&key.0).and_then(|a| a.revisions.get(&revision));
         let component = spec.and_then(|r| r.spec.components.get(&key.1));
-        component.is_some_and(|c| matches!(c.kind, Kind::Provider(_)))
+        component.is_some_and(|c| c.strict || matches!(c.kind, Kind::Provider(_)))
     }
 
     fn check_change(&self, change: &pb::Change) -> Result<((Name, Name), HostId, Placed)> {

@@ -11,6 +11,7 @@ mod apply;
 pub mod invariant;
 mod member;
 mod snapshot;
+mod strict;
 mod vocabulary;
 
 pub use access::{ACCESS_MAX, Access, Role};
@@ -136,6 +137,16 @@ impl State {
             let placed = self.placements.get(key)?.get(host)?;
             Some((&key.0, &key.1, *placed))
         })
+    }
+
+    /// Where something strict was placed last, and may be stopping still; a host once for each.
+    pub fn strict_hosts(&self) -> impl Iterator<Item = &HostId> {
+        let is_strict = |key: &(Name, Name)| match self.apps.get(&key.0) {
+            Some(app) => app.revisions.values().any(|r| r.spec.components.get(&key.1).is_some_and(|c| c.strict)),
+            // Of an app that is gone nothing else has a home.
+            None => true,
+        };
+        self.homes.iter().filter(move |(key, _)| is_strict(key)).map(|(_, host)| host)
     }
 
     pub fn placed(&self, app: &Name, component: &Name) -> impl Iterator<Item = (&HostId, Placed)> {

@@ -2,7 +2,7 @@
 //! proposed that some scheduler of the lattice can not apply: replicas of different builds stay the same byte for byte.
 //! Must never be given a wildcard: a new command has to say since when it is there.
 
-use super::State;
+use super::{State, strict};
 use prost::Message;
 use proto::v1 as pb;
 use proto::v1::command::What;
@@ -13,6 +13,7 @@ pub const VERSION: u32 = 3;
 /// The vocabulary in which a command appeared.
 fn since(what: &What) -> u32 {
     match what {
+        What::ApplyApp(apply) if strict::is_in(&apply.spec) => 3,
         What::ApplyApp(_)
         | What::DeleteApp(_)
         | What::ScaleActor(_)

@@ -46,6 +46,7 @@ pub(crate) struct Hello {
     /// `key: value` that the host must have; "" is any host.
     pub(crate) on: &'static str,
     pub(crate) memory: &'static str,
+    pub(crate) strict: bool,
     /// Where the component is.
     pub(crate) image: String,
 }
@@ -53,7 +54,16 @@ pub(crate) struct Hello {
 impl Default for Hello {
     fn default() -> Self {
         let image = file("manifests/hello/hello.wasm").display().to_string();
-        Self { name: "hello", replicas: 1, path: "/", host: String::new(), on: "", memory: "64MiB", image }
+        Self {
+            name: "hello",
+            replicas: 1,
+            path: "/",
+            host: String::new(),
+            on: "",
+            memory: "64MiB",
+            strict: false,
+            image,
+        }
     }
 }
 
@@ -64,9 +74,10 @@ impl Hello {
     }
 
     pub(crate) fn text(&self) -> String {
-        let Self { name, replicas, path, host, on, memory, image } = self;
+        let Self { name, replicas, path, host, on, memory, strict, image } = self;
         let host = if host.is_empty() { String::new() } else { format!("\n            host: {host}") };
         let spread = match *on {
+            "" if *strict => "\n            strict: true".to_owned(),
             "" => String::new(),
             on => format!("\n            spread: [{{name: there, requirements: {{{on}}}}}]"),
         };

@@ -1,6 +1,7 @@
 //! Guests that trap, loop, grow and recurse: their caller is told in time, their neighbours do not notice.
 
 use super::*;
+use crate::holding::{Holding, now_ms};
 use hyper::body::Body as _;
 use proto::app::Limits;
 use std::time::{Duration, Instant};
@@ -72,6 +73,33 @@ async fn a_shorter_deadline_of_the_caller_holds() {
     let error = actor.http(get("/sleep?ms=60000"), Some(Duration::from_millis(50))).await.unwrap_err();
     assert!(matches!(error, CallError::Deadline(_)), "{error:?}");
     assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn what_is_strict_runs_while_the_host_has_its_lease() {
+    let world = World::new();
+    let holding = Holding::default();
+    let actor = world.actor(hostile(), Spec { holding: Some(holding.clone()), ..world.spec() }).await;
+    let refused = actor.http(get("/"), None).await.unwrap_err();
+    assert!(matches!(&refused, CallError::Unavailable(why) if why.contains("shop/cart is strict")), "{refused:?}");
+    holding.set(now_ms() + 300);
+    let ended = actor.http(get("/sleep?ms=60000"), None).await.unwrap_err();
+    assert!(matches!(&ended, CallError::Unavailable(why) if why.contains("strict")), "{ended:?}");
+    let looped = || actor.http(get("/loop"), None);
+    holding.set(now_ms() + 300);
+    let ended = looped().await.unwrap_err();
+    assert!(matches!(&ended, CallError::Unavailable(_)), "{ended:?}");
+    // A lease that goes on carries what began under the one before.
+    holding.set(now_ms() + 500);
+    let slow = actor.http(get("/sleep?ms=1500"), None);
+    let renewed = async {
+        for _ in 0..40 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            holding.set(now_ms() + 2_000);
+        }
+    };
+    let (answer, ()) = tokio::join!(slow, renewed);
+    assert_eq!(answer.unwrap().status(), 200);
 }
 
 #[tokio::test]

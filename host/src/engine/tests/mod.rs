@@ -47,6 +47,7 @@ impl World {
             limits: Default::default(),
             imports: Arc::new(Links::default()),
             logs: self.lines.clone(),
+            holding: None,
             source: Arc::new(|| Err(std::io::ErrorKind::NotFound.into())),
         }
     }
