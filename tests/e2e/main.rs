@@ -40,3 +40,4 @@ mod tracing;
 mod versions;
 mod walls;
 mod watching;
+mod websocket;
