@@ -72,7 +72,9 @@ fn a_websocket_outlives_revisions_and_not_a_trap(broker: Broker) {
     let hosts = ["a", "b"].map(|host| lattice.ingress(host));
     for at in hosts {
         until("its route is there", SOON, || (http::get(at, "/").text() == "connect by WebSocket\n").then_some(()));
-        assert_eq!(Client::open(at, "/refuse").err(), Some((403, "members only\n".to_owned())));
+        let Err((403, text)) = Client::open(at, "/refuse") else { panic!("{at} opened what the actor refused") };
+        // In pieces of HTTP, which this client does not put together.
+        assert!(text.contains("members only\n"), "{text}");
     }
     let mut clients = hosts.map(|at| Client::open(at, "/room?x=y").unwrap());
     for client in &mut clients {

@@ -301,6 +301,7 @@ fn ticks(every: Duration) -> Interval {
 }
 
 async fn farewell(mut socket: Socket, farewell: Farewell) {
+    let mut agreed = farewell == Farewell::Answered;
     match farewell {
         Farewell::Nothing => return,
         Farewell::Close(frame) => {
@@ -310,12 +311,14 @@ async fn farewell(mut socket: Socket, farewell: Farewell) {
             let _ = socket.flush().await;
         }
     }
-    while let Some(Ok(_)) = socket.next().await {}
-    // Bytes that still come, and that nobody reads, would reset the connection before the client has read why it ends.
+    while let Some(Ok(message)) = socket.next().await {
+        agreed |= message.is_close();
+    }
     let io = socket.get_mut();
     let _ = io.shutdown().await;
+    // Bytes that still come, and that nobody reads, would reset the connection before the client has read why it ends.
     let mut rest = [0; 1_024];
-    while io.read(&mut rest).await.is_ok_and(|read| read > 0) {}
+    while !agreed && io.read(&mut rest).await.is_ok_and(|read| read > 0) {}
 }
 
 /// What a client said while its actor was asked.
@@ -445,7 +448,7 @@ mod tests {
         // One that is larger than the bound has become goes alone.
         waiting.push(text(5, 1_000));
         assert_eq!(waiting.take(), [text(5, 1_000)]);
-        waiting.bytes_max = usize::MAX;
+        waiting.bytes_max = 1 << 30;
         for _ in 0..WAITING_MAX {
             assert!(waiting.has_room());
             waiting.push(text(6, 0));
