@@ -41,3 +41,4 @@ mod tracing;
 mod versions;
 mod walls;
 mod watching;
+mod websocket;

@@ -6,7 +6,7 @@ use super::start::Parts;
 use super::{Command, Identity};
 use crate::call::CallError;
 use crate::engine::Actor;
-use crate::ingress::{Meter, tls};
+use crate::ingress::{Meter, SOCKETS_ENDED, tls};
 use crate::metrics::{Book, CLASSES, Key, OTHER, Page, Series, Taken, Value};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -177,6 +177,9 @@ impl Scrape {
             ([("why", "bad-request")], Value::Count(meter.refused.get())),
         ];
         page.family("lattice_ingress_refused", "Requests that no actor was asked", refused)?;
+        let ended = SOCKETS_ENDED.iter().zip(&meter.sockets_ended).map(|(why, n)| ([("why", *why)], n.get()));
+        let ended = ended.filter(|(_, n)| *n > 0).map(|(why, n)| (why, Value::Count(n)));
+        page.family("lattice_ingress_websockets_ended", "WebSockets that have ended, and why", ended)?;
         if let Some(certificates) = self.parts.telemetry.certificates.get() {
             let help = "Changed certificate files that could not be used";
             page.one("lattice_ingress_certificate_failures", help, Value::Count(certificates.failed()))?;
@@ -186,24 +189,38 @@ impl Scrape {
 
     fn routes(&self, page: &mut Page<'_>) -> fmt::Result {
         let all = self.parts.telemetry.book.list();
-        let used = all.into_iter().map(|(key, t)| (key, (t.classes(), t.took()))).filter(|(_, t)| t.1.count() > 0);
+        let used = all
+            .into_iter()
+            .map(|(key, t)| (key, (t.classes(), t.took(), t.sockets.list())))
+            .filter(|(_, t)| t.1.count() > 0);
         let mut series = self.parts.telemetry.routed.lock().unwrap_or_else(PoisonError::into_inner);
         let (own, rest) = series.split(used.collect());
         drop(series);
-        let mut others = ([0; 5], Taken::default());
-        for (classes, took) in &rest {
+        let mut others = ([0; 5], Taken::default(), [0; 4]);
+        for (classes, took, sockets) in &rest {
             others.0.iter_mut().zip(classes).for_each(|(to, n)| *to += n);
             others.1.add(took);
+            others.2.iter_mut().zip(sockets).for_each(|(to, n)| *to += n);
         }
         let rows = labelled(&own, (!rest.is_empty()).then_some(&others));
-        let classes = rows.iter().flat_map(|(app, actor, (classes, _))| {
+        let classes = rows.iter().flat_map(|(app, actor, (classes, _, _))| {
             let told = CLASSES.iter().zip(classes).filter(|(_, n)| **n > 0);
             told.map(|(class, n)| ([("app", *app), ("actor", *actor), ("code", *class)], Value::Count(*n)))
         });
         page.family("lattice_ingress_requests", "Requests answered at this ingress, by status class", classes)?;
         let took =
-            rows.iter().map(|(app, actor, (_, took))| ([("app", *app), ("actor", *actor)], Value::Seconds(took)));
-        page.family("lattice_ingress_request_duration_seconds", "Until the head of the answer", took)
+            rows.iter().map(|(app, actor, (_, took, _))| ([("app", *app), ("actor", *actor)], Value::Seconds(took)));
+        page.family("lattice_ingress_request_duration_seconds", "Until the head of the answer", took)?;
+        let with_sockets = || rows.iter().filter(|(_, _, (_, _, sockets))| sockets[0] > 0);
+        let open = with_sockets().map(|(app, actor, (_, _, [opened, ended, ..]))| {
+            ([("app", *app), ("actor", *actor)], Value::Gauge(opened.saturating_sub(*ended) as f64))
+        });
+        page.family("lattice_ingress_websockets", "WebSockets that are open", open)?;
+        let messages = with_sockets().flat_map(|(app, actor, (_, _, [_, _, received, sent]))| {
+            let told = [("in", received), ("out", sent)];
+            told.map(|(way, n)| ([("app", *app), ("actor", *actor), ("direction", way)], Value::Count(*n)))
+        });
+        page.family("lattice_ingress_websocket_messages", "Messages of WebSockets, from and to clients", messages)
     }
 
     fn actors(&self, page: &mut Page<'_>) -> fmt::Result {

@@ -176,8 +176,21 @@ struct Line<'a> {
     /// Until the head of the answer, and until its body had ended.
     head_ms: f64,
     total_ms: f64,
-    /// The body went out whole.
+    /// The body went out whole; the WebSocket was closed by one of its ends.
     complete: bool,
+    /// Of a WebSocket, whose line is written at its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    websocket: Option<&'a Sockets>,
+}
+
+/// What went over a WebSocket.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Sockets {
+    pub(super) messages_in: u64,
+    pub(super) bytes_in: u64,
+    pub(super) messages_out: u64,
+    /// Why it ended.
+    pub(super) ended: &'static str,
 }
 
 /// What is remembered of a request until its answer has gone out; writes its line when it is dropped.
@@ -196,6 +209,7 @@ pub(super) struct Entry {
     head: Option<(StatusCode, Duration)>,
     pub(super) bytes: u64,
     pub(super) complete: bool,
+    pub(super) sockets: Option<Sockets>,
 }
 
 impl Entry {
@@ -217,6 +231,7 @@ impl Entry {
             head: None,
             bytes: 0,
             complete: false,
+            sockets: None,
         }
     }
 
@@ -252,6 +267,7 @@ impl Drop for Entry {
             head_ms: millis(head),
             total_ms: millis(total),
             complete: self.complete,
+            websocket: self.sockets.as_ref(),
         };
         if let Ok(mut text) = serde_json::to_string(&line) {
             text.push('\n');

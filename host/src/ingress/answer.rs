@@ -4,45 +4,52 @@
 use super::access::{Access, Entry};
 use super::connection::Client;
 use super::sent::{Activity, Sent, patient};
+use super::websocket::{self, Opened};
 use super::{Behind, Dispatch, Limits, Meter, Route, Routes};
 use crate::call::{Body, CallError};
 use crate::origin::{Origin, REQUEST_ID, TRACESTATE};
 use crate::rpc::strip_hop_by_hop;
 use crate::spans::{self, Kind, Span};
-use http::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, UPGRADE};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// What every connection shares.
 pub(super) struct Front {
-    routes: watch::Receiver<Arc<Routes>>,
-    dispatch: Arc<dyn Dispatch>,
+    pub(super) routes: watch::Receiver<Arc<Routes>>,
+    pub(super) dispatch: Arc<dyn Dispatch>,
     access: Option<Arc<Access>>,
     pub(super) meter: Arc<Meter>,
-    limits: Limits,
+    pub(super) limits: Limits,
+    /// Places for WebSockets.
+    pub(super) sockets: Arc<Semaphore>,
+}
+
+/// The connection that a request came by.
+#[derive(Clone, Copy)]
+pub(super) enum By<'a> {
+    /// With room for the WebSocket that it may become.
+    Http1(&'a Mutex<Option<Opened>>),
+    Http2(&'a Arc<Activity>),
 }
 
 impl Front {
     pub(super) fn new(behind: Behind) -> Self {
         let Behind { routes, dispatch, access, meter, limits } = behind;
-        Self { routes, dispatch, access, meter, limits }
+        let sockets = Arc::new(Semaphore::new(limits.sockets_max.min(Semaphore::MAX_PERMITS)));
+        Self { routes, dispatch, access, meter, limits, sockets }
     }
 
-    /// `activity` is that of an HTTP/2 connection.
-    pub(super) async fn answer(
-        &self,
-        mut request: Request<Incoming>,
-        client: Client,
-        activity: Option<&Arc<Activity>>,
-    ) -> Response<Body> {
+    pub(super) async fn answer(&self, mut request: Request<Incoming>, client: Client, by: By<'_>) -> Response<Body> {
         let begun = Instant::now();
         let mut span = begin_span(&mut request, client);
         let origin = Origin::admit(request.headers_mut());
         let mut entry = self.access.as_ref().map(|access| Box::new(Entry::begin(access, client, &origin, &request)));
+        let mut opened = None;
         let mut response = match self.find(&request) {
             Ok(route) => {
                 if let Some(entry) = &mut entry {
@@ -52,7 +59,13 @@ impl Front {
                     span.set("lattice.app", route.app.to_string());
                     span.set("lattice.actor", route.actor.to_string());
                 }
-                let response = self.ask(&route, request).await;
+                let response = match by {
+                    By::Http1(_) if websocket::is_wanted(&request) => {
+                        let agreed = Box::pin(websocket::open(self, &route, request)).await;
+                        agreed.map_or_else(|refused| refused, |(response, agreed)| (opened = Some(agreed), response).1)
+                    }
+                    _ => self.ask(&route, request).await,
+                };
                 route.traffic.answered(response.status(), begun.elapsed());
                 response
             }
@@ -67,6 +80,15 @@ impl Front {
         if let Some(entry) = &mut entry {
             entry.answered(response.status());
         }
+        let activity = match by {
+            By::Http1(slot) if opened.is_some() => {
+                let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+                *slot = opened.map(|opened| opened.with(entry));
+                return response;
+            }
+            By::Http1(_) => None,
+            By::Http2(activity) => Some(activity),
+        };
         match entry.is_some() || activity.is_some() {
             true => response.map(|body| Sent::new(body, entry, activity).boxed_unsync()),
             false => response,
@@ -94,10 +116,10 @@ impl Front {
             let text = format!("no app has a route for {asked}; `lattice get apps` lists what is served");
             return Err(plain(StatusCode::NOT_FOUND, &text));
         };
-        if wants_websocket(request) {
-            let text = "WebSocket is not served here: wasi:http 0.2 gives an actor no connection; use requests, or an \
-                        answer that goes on (text/event-stream)";
-            return refuse(StatusCode::NOT_IMPLEMENTED, text);
+        if websocket::has_events(request.headers()) {
+            // An actor shall know whose events these are.
+            let text = "application/websocket-events is what this ingress sends to actors: connect by WebSocket";
+            return refuse(StatusCode::FORBIDDEN, text);
         }
         Ok(route)
     }
@@ -147,20 +169,18 @@ fn end_span(span: &mut Span, origin: &Origin, status: StatusCode) {
     }
 }
 
-/// Whether the client can go on only with a connection of its own (RFC 6455, 4.1). Other upgrades may be ignored.
-fn wants_websocket<B>(request: &Request<B>) -> bool {
-    let upgrade = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok());
-    upgrade.is_some_and(|names| names.split(',').any(|name| name.trim().eq_ignore_ascii_case("websocket")))
-}
-
 /// The host that is asked for: the target's authority, or the one Host header. There must be one, for the actor, too.
 fn host<B>(request: &Request<B>) -> Result<&str, &'static str> {
-    let mut hosts = request.headers().get_all(HOST).iter();
+    host_of(request.uri(), request.headers())
+}
+
+pub(super) fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<&'a str, &'static str> {
+    let mut hosts = headers.get_all(HOST).iter();
     let (header, second) = (hosts.next(), hosts.next());
     if second.is_some() {
         return Err("more than one Host header");
     }
-    if let Some(authority) = request.uri().authority() {
+    if let Some(authority) = uri.authority() {
         return Ok(authority.host());
     }
     match header {
@@ -169,7 +189,7 @@ fn host<B>(request: &Request<B>) -> Result<&str, &'static str> {
     }
 }
 
-fn refuse(error: &CallError) -> Response<Body> {
+pub(super) fn refuse(error: &CallError) -> Response<Body> {
     let status = match error {
         CallError::Unavailable(_) | CallError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
         CallError::Deadline(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -186,7 +206,7 @@ fn refuse(error: &CallError) -> Response<Body> {
 }
 
 /// A status with its reason in one line.
-fn plain(status: StatusCode, text: &str) -> Response<Body> {
+pub(super) fn plain(status: StatusCode, text: &str) -> Response<Body> {
     let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     line.push('\n');
     let mut response = Response::new(Full::from(line).map_err(|never| match never {}).boxed_unsync());

@@ -2,9 +2,10 @@
 //! what it wants, says too much, or does not take what it asked for, is cut off; one that is idle for long is let go.
 
 use super::Limits;
-use super::answer::Front;
+use super::answer::{By, Front};
 use super::sent::{Activity, Quiet, UnderWay};
 use super::timer::HeadTimer;
+use super::websocket;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -14,7 +15,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -96,18 +97,29 @@ async fn speak_http1<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let front = &*front;
+    let (answering, opened) = (&*front, &Mutex::default());
     let service = service_fn(move |request: Request<Incoming>| async move {
-        Ok::<_, Infallible>(front.answer(request, client, None).await)
+        Ok::<_, Infallible>(answering.answer(request, client, By::Http1(opened)).await)
     });
     let mut builder = http1::Builder::new();
     builder.timer(HeadTimer::default()).header_read_timeout(limits.head_wait).max_buf_size(HEAD_BYTES_MAX);
-    let mut connection = pin!(builder.serve_connection(io, service));
-    tokio::select! {
-        ended = &mut connection => return ended,
-        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    let mut connection = pin!(builder.serve_connection(io, service).with_upgrades());
+    let ended = tokio::select! {
+        ended = &mut connection => Some(ended),
+        () = stop.cancelled() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(opened) = opened {
+        Box::pin(websocket::serve(opened, front.clone(), stop)).await;
     }
-    connection.await
+    ended
 }
 
 async fn speak_http2<S>(
@@ -126,7 +138,7 @@ where
         let (front, activity) = (answering.clone(), counted.clone());
         async move {
             let under_way = UnderWay::begin(&activity);
-            let response = front.answer(request, client, Some(&activity)).await;
+            let response = front.answer(request, client, By::Http2(&activity)).await;
             drop(under_way);
             Ok::<_, Infallible>(response)
         }

@@ -2,7 +2,7 @@
 //! loopback in the clear; never lets a client hold more than a connection and bounded memory.
 //!
 //! Reading order: `routes` (pure), `answer` (one request), `connection` (one client), `timer` (its patience), `sent`
-//! (bodies), `dispatch` (here or elsewhere), `tls` (certificates), `access` (the access log).
+//! (bodies), `websocket`, `dispatch` (here or elsewhere), `tls` (certificates), `access` (the access log).
 
 mod access;
 mod answer;
@@ -12,6 +12,7 @@ mod routes;
 mod sent;
 mod timer;
 pub mod tls;
+mod websocket;
 
 pub use access::{Access, Error as AccessError, Target as AccessTarget};
 pub use dispatch::{Dispatch, Here, Nearest};
@@ -47,12 +48,19 @@ pub struct Limits {
     pub connections_max: usize,
     /// Time for the TLS handshake, and for each request's head, which is also how long HTTP/1 may be idle.
     pub head_wait: Duration,
-    /// How long HTTP/2 may be idle, and how long its client may take nothing of what it asked for.
+    /// How long HTTP/2 may be idle, and how long its client may take nothing of what it asked for; how long the client
+    /// of a WebSocket may answer no ping.
     pub idle: Duration,
     /// Until the next piece of a request's body.
     pub body_wait: Duration,
     /// Until the client takes the next bytes written to it.
     pub take_wait: Duration,
+    /// WebSockets at a time; they are connections as well.
+    pub sockets_max: usize,
+    /// Of one message of a WebSocket, either way, and of the messages that wait for its actor.
+    pub message_bytes_max: usize,
+    /// Of all that an actor says at a time to one WebSocket.
+    pub answer_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -63,6 +71,10 @@ impl Default for Limits {
             idle: Duration::from_secs(60),
             body_wait: Duration::from_secs(30),
             take_wait: Duration::from_secs(30),
+            sockets_max: 4_096,
+            message_bytes_max: 1024 * 1024,
+            // What crosses the bus.
+            answer_bytes_max: crate::rpc::BODY_BYTES_MAX,
         }
     }
 }
@@ -79,7 +91,12 @@ pub struct Meter {
     pub refused: Count,
     /// Connections cut because the client took nothing.
     pub stalled: Count,
+    /// WebSockets that have ended, by `SOCKETS_ENDED`.
+    pub sockets_ended: [Count; SOCKETS_ENDED.len()],
 }
+
+/// Why WebSockets end.
+pub const SOCKETS_ENDED: [&str; 14] = websocket::WHYS;
 
 /// What a way in stands on, besides its address.
 pub struct Behind {

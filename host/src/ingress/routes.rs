@@ -17,6 +17,8 @@ pub struct Route {
     pub actor: Name,
     /// How long one request may take there.
     pub deadline: Duration,
+    /// Bytes of one request's body there.
+    pub request_bytes_max: u64,
     /// What went there.
     pub traffic: Arc<Traffic>,
 }
@@ -56,7 +58,8 @@ impl Routes {
             };
             let told = (route.deadline_ms > 0).then(|| Duration::from_millis(route.deadline_ms));
             let (deadline, traffic) = (told.unwrap_or(DEADLINE_DEFAULT), book.of(&app, &actor));
-            table.insert(&route.host, &route.path, Route { app, actor, deadline, traffic });
+            let request_bytes_max = route.request_bytes_max.unwrap_or(u64::MAX);
+            table.insert(&route.host, &route.path, Route { app, actor, deadline, request_bytes_max, traffic });
         }
         (table, refused)
     }
@@ -148,7 +151,7 @@ mod tests {
                 path: (*path).into(),
                 app: "app".into(),
                 actor: (*actor).into(),
-                deadline_ms: 0,
+                ..v1::Route::default()
             })
             .collect();
         let (routes, refused) = Routes::from_wire(&wire, &Book::default());
@@ -236,11 +239,10 @@ mod tests {
         let wire: Vec<_> = wrong
             .iter()
             .map(|(app, actor, path)| v1::Route {
-                host: String::new(),
                 path: (*path).into(),
                 app: (*app).into(),
                 actor: (*actor).into(),
-                deadline_ms: 0,
+                ..v1::Route::default()
             })
             .collect();
         assert_eq!(Routes::from_wire(&wire, &Book::default()).1, 4);

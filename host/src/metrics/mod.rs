@@ -43,6 +43,7 @@ pub const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 #[derive(Default)]
 pub struct Traffic {
     classes: [Count; 5],
+    pub sockets: Sockets,
     /// Until the head of the answer. Made at the first request: most routes of a large lattice are never used.
     took: OnceLock<Box<Histogram>>,
 }
@@ -60,6 +61,23 @@ impl Traffic {
 
     pub fn took(&self) -> Taken {
         self.took.get().map(|took| took.take()).unwrap_or_default()
+    }
+}
+
+/// The WebSockets of one actor, and their messages.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    pub opened: Count,
+    pub ended: Count,
+    /// From clients, and to them.
+    pub received: Count,
+    pub sent: Count,
+}
+
+impl Sockets {
+    /// Opened, ended, received, sent.
+    pub fn list(&self) -> [u64; 4] {
+        [&self.opened, &self.ended, &self.received, &self.sent].map(Count::get)
     }
 }
 

@@ -171,22 +171,19 @@ impl State {
             for (component, spec) in &app.spec().components {
                 let proto::app::Kind::Actor(actor) = &spec.kind else { continue };
                 for route in &actor.ingress {
-                    routes.entry((route.host.clone(), route.path.clone())).or_insert((
-                        name,
-                        component,
-                        actor.limits.deadline_ms,
-                    ));
+                    routes.entry((route.host.clone(), route.path.clone())).or_insert((name, component, &actor.limits));
                 }
             }
         }
         routes
             .into_iter()
-            .map(|((host, path), (app, actor, deadline_ms))| pb::Route {
+            .map(|((host, path), (app, actor, limits))| pb::Route {
                 host,
                 path,
                 app: app.to_string(),
                 actor: actor.to_string(),
-                deadline_ms,
+                deadline_ms: limits.deadline_ms,
+                request_bytes_max: Some(limits.request_bytes_max),
             })
             .collect()
     }
