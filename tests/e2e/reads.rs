@@ -84,6 +84,10 @@ fn unread() {
             replicas += 1;
             let request = ScaleRequest { app: "hello".into(), actor: "hello".into(), replicas, ..Default::default() };
             api.scale(request).await.unwrap();
+            // So many that they can not all wait for it, and not so many that the index to go on behind is forgotten.
+            if replicas > 1_000 {
+                tokio::time::sleep(crate::harness::POLL).await;
+            }
         }
         let (mut events, mut last) = (0, 0);
         let error = loop {
