@@ -75,7 +75,7 @@ mod tests {
         assert!(!held.holds(5_000, 6), "what it shall run now is not stored");
         held.grant("b", &lease("b", 1, 7, 9_000)).unwrap();
         assert_eq!(held.until_ms(), 12_000, "an older one arrives later");
-        assert!(held.grant("a", &lease("a", 2, 7, 9_000)).unwrap_err().contains("earlier start"));
+        assert!(held.grant("a", &lease("b", 2, 7, 9_000)).unwrap_err().contains("earlier start"));
         assert!(held.grant("b", &lease("b", 3, 7, 9_000)).unwrap_err().contains("heartbeat 3"));
         for seq in 3..200 {
             held.sent(seq, 3_000 + seq);

@@ -266,7 +266,7 @@ fn strict() {
         "        - type: spreadscaler\n\
          \x20         properties: {instances: 2, strict: true}\n",
         &[
-            "app.yaml:13:48: spec.components[0].traits[0].properties.strict: strict says that at most one replica runs at \
+            "app.yaml:13:46: spec.components[0].traits[0].properties.strict: strict says that at most one replica runs at \
            any time, and more are asked for; write `instances: 1` in a spreadscaler, or leave strict out",
         ],
     );
@@ -274,14 +274,14 @@ fn strict() {
         "        - type: daemonscaler\n\
          \x20         properties: {instances: 1, strict: true}\n",
         &[
-            "app.yaml:13:48: spec.components[0].traits[0].properties.strict: strict says that at most one replica runs at \
+            "app.yaml:13:46: spec.components[0].traits[0].properties.strict: strict says that at most one replica runs at \
            any time, and more are asked for; write `instances: 1` in a spreadscaler, or leave strict out",
         ],
     );
     check_traits(
         "        - type: spreadscaler\n\
          \x20         properties: {instances: 1, strict: maybe}\n",
-        &["app.yaml:13:48: spec.components[0].traits[0].properties.strict: expected true or false, found maybe"],
+        &["app.yaml:13:46: spec.components[0].traits[0].properties.strict: expected true or false, found maybe"],
     );
 }
 

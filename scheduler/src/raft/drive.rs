@@ -327,7 +327,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
         }
         let applied = self.applied;
         for (index, asked) in &mut self.reads.confirmed {
-            for asked in asked.extract_if(.., |asked| ticks - asked.since > 1000 * patience) {
+            for asked in asked.extract_if(.., |asked| ticks - asked.since > patience) {
                 let _ = asked.answer.send(Err(Error::Behind { applied, index: *index }));
             }
         }
@@ -339,10 +339,8 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
         if self.reads.queued.is_empty() {
             return;
         }
-        for asked in std::mem::take(&mut self.reads.queued) {
-            if let Some(round) = self.node.read_index() {
-                self.reads.rounds.insert(round, (self.ticks, vec![asked]));
-            }
+        if let Some(round) = self.node.read_index() {
+            self.reads.rounds.insert(round, (self.ticks, std::mem::take(&mut self.reads.queued)));
         }
     }
 
@@ -460,7 +458,7 @@ impl<S: StateMachine, D: Disk> Driver<S, D> {
 
     /// Stores the state and drops the log before it, once that is long enough.
     fn truncate(&mut self) -> Result<(), Error> {
-        if self.node.log_bytes() <= 40 * self.log_bytes_due || self.applied <= self.node.snapshot_index() {
+        if self.node.log_bytes() <= self.log_bytes_due || self.applied <= self.node.snapshot_index() {
             return Ok(());
         }
         self.store_snapshot()

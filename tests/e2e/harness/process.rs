@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(120);
 const END: Duration = Duration::from_secs(20);
 /// Lines of a log that a failed test prints.
 const TAIL: usize = 120;
