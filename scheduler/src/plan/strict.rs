@@ -171,6 +171,17 @@ mod tests {
             lab.round();
             assert_eq!(lab.placed("cart"), "");
         }
+        // Without it in between, too.
+        let mut other = solo("c", 1);
+        let component = other.components.remove("cart").unwrap();
+        other.components.insert("mail".parse().unwrap(), proto::app::Component { strict: false, ..component });
+        for app in [&other, &solo("d", 1)] {
+            lab.command(What::DeleteApp(pb::DeleteApp { app: "shop".into(), if_version: 0 }));
+            lab.round();
+            lab.apply(app);
+            lab.round();
+            assert_eq!(lab.placed("cart"), "");
+        }
         lab.deaf.clear();
         lab.settle();
         assert_eq!(lab.placed("cart"), "h1:1");

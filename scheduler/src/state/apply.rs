@@ -232,10 +232,10 @@ impl State {
         let gone = self.apps.get(name).is_some_and(|a| a.deleting)
             && (self.placed_revisions(name).is_empty() || built_in(Fault::GoneTooEarly));
         if gone {
-            // Of what is strict it is remembered until the host says that it stopped: the app may come again.
+            // Of what is strict, in an earlier life of the app too, it is remembered until the host says that it stopped.
             let specs: Vec<_> = self.apps[name].revisions.values().map(|r| r.spec.clone()).collect();
-            let strict = |c: &Name| specs.iter().any(|s| s.components.get(c).is_some_and(|c| c.strict));
-            self.homes.retain(|(app, component), _| app != name || strict(component));
+            let kind = |c: &Name| specs.iter().find_map(|s| s.components.get(c).map(|c| c.kind.clone()));
+            self.homes.retain(|(app, c), _| app != name || !matches!(kind(c), Some(Kind::Provider(_))));
             if let Some((last, _)) = self.apps.remove(name).and_then(|app| app.revisions.into_iter().next_back()) {
                 self.retire(name.clone(), last);
             }
