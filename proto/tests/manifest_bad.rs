@@ -281,7 +281,7 @@ fn strict() {
     check_traits(
         "        - type: spreadscaler\n\
          \x20         properties: {instances: 1, strict: maybe}\n",
-        &["app.yaml:13:46: spec.components[0].traits[0].properties.strict: expected true or false, found maybe"],
+        &["app.yaml:13:46: spec.components[0].traits[0].properties.strict: expected true or false, found `maybe`"],
     );
 }
 

@@ -73,7 +73,9 @@ const SLOW: &[Fault] = &[
     RevisionUsedTwice,
     RolloutThroughFailures,
     NoLeaseMargin,
+    LeaseWhileLosing,
     LeaseForOldContent,
+    LeaseUnconfirmed,
     RemovedLeads,
 ];
 
