@@ -9,12 +9,15 @@ use std::time::Duration;
 /// An emulated processor is some ten times slower, and compiles what it runs.
 const SLOWLY: Duration = Duration::from_secs(180);
 
+/// The emulator keeps an account of each page of the address space, which a pool of instances reserves by the terabyte.
+const WITHIN: &str = "ulimit -v 40000000; exec \"$0\" \"$@\"";
+
 #[test]
 fn the_same_bytes_run_on_a_host_of_another_processor() {
     run("a host on aarch64", Broker::Nats, |broker| {
         let (emulator, program) = (file("target/tools/cross/qemu-aarch64"), file("target/cross/lattice-aarch64"));
         match program.is_file() && emulator.exists() {
-            true => runs_beside(vec![emulator, program], broker),
+            true => runs_beside(vec!["/bin/sh".into(), "-c".into(), WITHIN.into(), emulator, program], broker),
             false => leave_out("a host on aarch64: it is not built: run tests/cross"),
         }
     });

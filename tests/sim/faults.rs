@@ -76,7 +76,9 @@ const SLOW: &[Fault] = &[
     LeaseWhileLosing,
     LeaseForOldContent,
     LeaseUnconfirmed,
+    QuorumRemoved,
     RemovedLeads,
+    NewerTermTrusted,
 ];
 
 struct Found {

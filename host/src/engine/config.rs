@@ -47,6 +47,8 @@ pub(super) const TABLE_ELEMENTS_MAX: usize = 100_000;
 const BACKTRACE_FRAMES_MAX: usize = 8;
 /// Mappings of one live instance: memory, its image, guards, tables, a stack and its guard; with room to spare.
 const MAPS_PER_INSTANCE: u64 = 10;
+/// Memory of one live instance, a small one's with its stack and what its host keeps for it.
+const INSTANCE_BYTES: u64 = 1024 * 1024;
 /// Memory and mappings of a component's code, small and idle; the share of actors' memory that may go there.
 const MAPPED_BYTES: u64 = 256 * 1024;
 const MAPS_PER_MAPPED: u64 = 3;
@@ -89,10 +91,11 @@ fn size(memory_bytes: u64, instances_max: u32, maps: u64, machine_bytes: Option<
         0 => machine_bytes / 4 * 3,
         asked => asked.min(machine_bytes),
     };
-    let by_memory = memory_bytes / MAPPED_SHARE / MAPPED_BYTES;
-    let mapped = by_memory.min(maps / 4 / MAPS_PER_MAPPED).clamp(MAPPED.0, MAPPED.1);
+    let by_memory = u32::try_from(memory_bytes / INSTANCE_BYTES).unwrap_or(u32::MAX);
+    let mapped = memory_bytes / MAPPED_SHARE / MAPPED_BYTES;
+    let mapped = mapped.min(maps / 4 / MAPS_PER_MAPPED).clamp(MAPPED.0, MAPPED.1);
     let mapped = u32::try_from(mapped).unwrap_or(u32::MAX);
-    Size { instances: instances_max.min(by_maps).max(1), memory_bytes, mapped }
+    Size { instances: instances_max.min(by_maps).min(by_memory).max(1), memory_bytes, mapped }
 }
 
 /// Memory that this process may use: what the machine has, or its cgroup's limit if that is less.
@@ -170,10 +173,7 @@ mod tests {
             size(1 << 30, 100, 65_530, Some(8 << 30)),
             Size { instances: 100, memory_bytes: 1 << 30, mapped: 512 }
         );
-        assert_eq!(
-            size(0, 1_000, 65_530, Some(64 << 20)),
-            Size { instances: 1_000, memory_bytes: 48 << 20, mapped: 24 }
-        );
+        assert_eq!(size(0, 1_000, 65_530, Some(64 << 20)), Size { instances: 48, memory_bytes: 48 << 20, mapped: 24 });
         assert_eq!(size(16 << 30, 0, 1, Some(8 << 30)), Size { instances: 1, memory_bytes: 8 << 30, mapped: 16 });
     }
     /// A host that has to do without the pool still loads what it compiled with it.
