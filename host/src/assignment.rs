@@ -232,8 +232,9 @@ mod tests {
         assert_eq!(of(None, true), [start]);
         assert_eq!(of(None, false), []);
         assert_eq!(of(Some(2), true), []);
-        assert_eq!(of(Some(2), false), [stop.clone()]);
-        assert_eq!(of(Some(1), true), [stop.clone()], "the old one goes first");
-        assert_eq!(of(Some(1), false), [stop]);
+        let stop = std::slice::from_ref(&stop);
+        assert_eq!(of(Some(2), false), stop);
+        assert_eq!(of(Some(1), true), stop, "the old one goes first");
+        assert_eq!(of(Some(1), false), stop);
     }
 }

@@ -84,8 +84,8 @@ fn cluster_loses_one() {
     lattice.until_hosts(&[("far", "ready")]);
     lattice.apply(&manifests::Hello { on: "kind: far", ..Default::default() }.write(&lattice));
     lattice.until_spread("hello", "hello", &[("far", 1)], SOON);
-    for n in 0..servers.len() {
-        servers[n].kill();
+    for (n, server) in servers.iter_mut().enumerate() {
+        server.kill();
         for name in ["a", "b", "c"] {
             until("it answers by another bus", SOON, || http::answers(lattice.ingress(name), ""));
         }
@@ -97,7 +97,7 @@ fn cluster_loses_one() {
         lattice.until_hosts(&[("a", "ready"), ("b", "ready"), ("c", "ready"), ("far", "ready")]);
         lattice.ok(&["scale", "hello/hello", &(n + 2).to_string()]);
         lattice.until_spread("hello", "hello", &[("far", u64::try_from(n).unwrap() + 2)], SOON);
-        servers[n].start(dir.path());
+        server.start(dir.path());
     }
     lattice.assert_alive();
 }

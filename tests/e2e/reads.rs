@@ -174,7 +174,7 @@ fn no_majority() {
     let refused = runtime.block_on(async {
         let mut api = client(&cluster, 3).await;
         let fresh = tokio::time::timeout(Duration::from_secs(60), api.list_apps(ListRequest::default()));
-        fresh.await.expect("an answer, not silence").err().expect("nobody can confirm it")
+        fresh.await.expect("an answer, not silence").expect_err("nobody can confirm it")
     });
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
     assert!(cluster.refused(3, &["scale", "hello/hello", "5"]).contains("lattice schedulers list"));

@@ -29,6 +29,7 @@ pub(crate) enum Told {
 
 /// What somebody wants.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "most are writes")]
 pub(crate) enum Wish {
     Write(What),
     Read(Name),

@@ -72,6 +72,7 @@ pub(crate) enum Packet {
 }
 
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "most are writes")]
 pub(crate) enum Ask {
     Write(pb::Command),
     Read(Name),

@@ -165,7 +165,7 @@ fn ends(mut ops: Vec<Op>, one: bool) -> Result<Option<BTreeSet<State>>, Vec<Op>>
         for state in &possible {
             search.go(&mut vec![0; part.len().div_ceil(64)], *state, 0);
         }
-        if search.been.len() >= BEEN_MAX && !(one && !search.ends.is_empty()) {
+        if search.been.len() >= BEEN_MAX && (!one || search.ends.is_empty()) {
             return Ok(None);
         }
         possible = search.ends;

@@ -96,6 +96,7 @@ impl Front {
     }
 
     /// The actor that is asked, or why there is none.
+    #[allow(clippy::result_large_err, reason = "it goes to the client at once")]
     fn find(&self, request: &Request<Incoming>) -> Result<Arc<Route>, Response<Body>> {
         let refuse = |status, why: &str| {
             self.meter.refused.add(1);

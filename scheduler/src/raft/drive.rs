@@ -58,13 +58,16 @@ pub(super) fn start<S: StateMachine, D: Disk>(
     Ok(handle)
 }
 
+/// A member that does not move yet, who speaks to it, and what it is told.
+pub(super) type Opened<S, D> = (Driver<S, D>, Handle, Receiver<Event>);
+
 /// Reads the disk and restores the state; nothing moves yet.
 pub(super) fn open<S: StateMachine, D: Disk>(
     config: Config,
     disk: D,
     mut state: S,
     transport: Box<dyn Transport>,
-) -> Result<(Driver<S, D>, Handle, Receiver<Event>), Error> {
+) -> Result<Opened<S, D>, Error> {
     let begin = Begin { voters: &config.voters, log_id: &config.log_id, may_begin: config.may_begin, at: GENESIS };
     let (store, opened) = Store::open(disk, &config.dir, config.id, &begin, || state.snapshot())?;
     let applied = opened.start.snapshot.index;

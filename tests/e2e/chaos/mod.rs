@@ -214,8 +214,7 @@ fn clock_set(world: &mut World, writers: &Writers) {
         return leave_out("jumps of a scheduler's clock: libfaketime is missing (package libfaketime)");
     }
     let id = until("s1 is known", SOON, || {
-        let list =
-            world.ask("s1", |mut api| async move { Ok(api.list_schedulers(pb::ListSchedulersRequest {}).await?) });
+        let list = world.ask("s1", |mut api| async move { api.list_schedulers(pb::ListSchedulersRequest {}).await });
         let peer = format!("{}:7401", world.address("s1"));
         list.ok()?.into_inner().items.into_iter().find(|item| item.peer == peer).map(|item| item.id)
     });

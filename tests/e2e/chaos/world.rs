@@ -167,7 +167,7 @@ impl World {
 
     /// Who leads, as `by` sees it.
     pub(super) fn leader_by(&self, by: &str) -> Option<&'static str> {
-        let list = self.ask(by, |mut api| async move { Ok(api.list_schedulers(pb::ListSchedulersRequest {}).await?) });
+        let list = self.ask(by, |mut api| async move { api.list_schedulers(pb::ListSchedulersRequest {}).await });
         let items = list.ok()?.into_inner().items;
         let leader = items.into_iter().find(|item| item.role == "leader")?;
         SCHEDULERS.into_iter().find(|name| leader.peer == format!("{}:7401", self.addresses[name]))
@@ -180,7 +180,7 @@ impl World {
     /// Running replicas of the app that must go on, by host; hosts that are not ready do not count.
     pub(super) fn running(&self, by: &str) -> Option<BTreeMap<String, u32>> {
         let request = || pb::ListRequest { app: "work".into(), ..Default::default() };
-        let list = self.ask(by, |mut api| async move { Ok(api.list_actors(request()).await?) }).ok()?.into_inner();
+        let list = self.ask(by, |mut api| async move { api.list_actors(request()).await }).ok()?.into_inner();
         Some(list.items.into_iter().filter(|item| item.running > 0).map(|i| (i.host_name, i.running)).collect())
     }
 

@@ -13,8 +13,10 @@ use proto::v1::{RaftMessage, RaftMessageKind as Kind};
 use super::{Memory, Words};
 use crate::raft::{Config, Error, Handle, Role, Stepped, Transport};
 
+type Sent = Vec<(u64, Vec<u8>)>;
+
 #[derive(Clone, Default)]
-struct Outbox(Arc<Mutex<Vec<(u64, Vec<u8>)>>>);
+struct Outbox(Arc<Mutex<Sent>>);
 
 impl Transport for Outbox {
     fn send(&mut self, to: u64, message: Vec<u8>) {
