@@ -12,6 +12,7 @@ const SOURCE_FOLDERS: &[&str] = &["bus", "host", "manifests", "proto", "schedule
 const PURE: &[&str] = &[
     "proto/src",
     "scheduler/src/state",
+    "scheduler/src/lease",
     "scheduler/src/plan",
     "scheduler/src/watched",
     "scheduler/src/raft/node",
@@ -21,6 +22,7 @@ const PURE: &[&str] = &[
     "scheduler/src/peer/pieces",
     "scheduler/src/peer/token",
     "host/src/assignment",
+    "host/src/lease",
     "host/src/ingress/websocket/events",
     "host/src/ingress/websocket/ended",
 ];

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const SEEDS: u64 = 1_000;
+const SEEDS: u64 = 2_000;
 /// With fewer seeds, what never happened shows nothing.
 const COVERED_FROM: u64 = 500;
 /// What has to happen at least once in a suite, or it shows nothing.
