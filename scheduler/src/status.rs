@@ -50,16 +50,17 @@ impl View<'_> {
         let (desired, running, current) = (sum(|t| t.desired), sum(|t| t.running), sum(|t| t.current));
         let failed = tallies.iter().find_map(|t| t.failed.clone());
         let waiting = tallies.iter().find_map(|t| t.waiting.clone());
+        let unrouted = if current >= desired { self.unrouted(app) } else { None };
         let state = match (app.deleting, &failed, &waiting) {
             (true, ..) => "deleting",
-            (_, None, _) if current >= desired => "running",
+            (_, None, _) if current >= desired && unrouted.is_none() => "running",
             (_, Some(_), _) if running == 0 => "failed",
             (_, Some(_), _) => "degraded",
             (_, None, Some(_)) if running > 0 => "degraded",
             _ => "deploying",
         };
         let has_failed = failed.is_some();
-        let message = if state == "running" { String::new() } else { failed.or(waiting).unwrap_or_default() };
+        let message = if state == "running" { String::new() } else { failed.or(unrouted).or(waiting).unwrap_or_default() };
         pb::AppStatus {
             name: name.to_string(),
             revision: app.current,
@@ -71,6 +72,27 @@ impl View<'_> {
             urls: self.urls(app),
             failed: has_failed,
         }
+    }
+
+    /// An ingress that does not know the app's routes yet: who is told that it runs may ask there at once. Hosts that are
+    /// silent are not waited for, nor is what others changed since.
+    fn unrouted(&self, app: &AppState) -> Option<String> {
+        let actors = app.spec().components.values().filter_map(|c| match &c.kind {
+            Kind::Actor(actor) => Some(actor),
+            Kind::Provider(_) => None,
+        });
+        if actors.into_iter().all(|actor| actor.ingress.is_empty()) {
+            return None;
+        }
+        self.state.hosts.iter().filter(|(_, record)| !record.lost && !record.hello.ingress.is_empty()).find_map(
+            |(id, record)| {
+                let seen = self.observed.hosts.get(id)?;
+                let is_heard = self.now_ms.saturating_sub(seen.at_ms) < self.timers.suspect_ms && !seen.leaving;
+                let knows = seen.generation >= record.generation.min(app.version);
+                let name = &record.hello.name;
+                (is_heard && !knows).then(|| format!("the ingress of host {name} has not taken the routes yet"))
+            },
+        )
     }
 
     fn tally(&self, name: &Name, app: &AppState, component: &Name, spec: &Component) -> Tally {

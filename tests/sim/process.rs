@@ -18,7 +18,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-const RAFT_TICK_MS: u64 = 100;
 const TEND_MS: u64 = 200;
 /// For a change of members to be agreed on.
 const CHANGE_MS: u64 = 3_000;
@@ -163,7 +162,7 @@ impl Process {
 
     pub(crate) fn begin(&mut self, ctx: &mut Ctx, history: &mut History) -> Result<(), raft::Error> {
         ctx.wake(self.me(), self.boot, crate::control::TICK_MS, Timer::Control);
-        ctx.wake(self.me(), self.boot, RAFT_TICK_MS, Timer::RaftTick);
+        ctx.wake(self.me(), self.boot, raft::TICK_MS, Timer::RaftTick);
         if ctx.params.joins() {
             ctx.wake(self.me(), self.boot, TEND_MS, Timer::Tend);
         }
@@ -218,7 +217,7 @@ impl Process {
                 self.control.wants_step = true;
             }
             Timer::RaftTick => {
-                ctx.wake(self.me(), self.boot, RAFT_TICK_MS, Timer::RaftTick);
+                ctx.wake(self.me(), self.boot, raft::TICK_MS, Timer::RaftTick);
                 ticks = 1;
             }
             Timer::Tend => {

@@ -83,7 +83,7 @@ pub struct Config {
     /// Where the log lives; made if missing.
     pub dir: PathBuf,
     pub tick_ms: u64,
-    /// Silence of a leader after which another is sought: drawn from [n, 2n) ticks.
+    /// Silence of a leader after which another is sought: drawn from [n, 3n/2) ticks.
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
     /// Seed of the election timeouts.
@@ -95,6 +95,9 @@ pub struct Config {
     pub entry_bytes_max: usize,
 }
 
+/// Of a member with the usual timers: a leader is heard five times a second, and missed after 1 to 1.5 s.
+pub const TICK_MS: u64 = 50;
+
 impl Config {
     /// A cluster of one, with the usual bounds.
     pub fn alone(id: u64, dir: impl Into<PathBuf>) -> Self {
@@ -104,9 +107,9 @@ impl Config {
             log_id: String::new(),
             may_begin: true,
             dir: dir.into(),
-            tick_ms: 100,
-            election_ticks: 10,
-            heartbeat_ticks: 2,
+            tick_ms: TICK_MS,
+            election_ticks: 20,
+            heartbeat_ticks: 4,
             seed: id,
             log_bytes_max: 64 << 20,
             proposals_max: 1024,
