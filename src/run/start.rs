@@ -344,15 +344,27 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
 
 #[cfg(feature = "scheduler")]
 fn tell_scheduler(told: &mut Told, scheduler: &scheduler::Scheduler) {
-    let (live, ready) = (scheduler.health(), scheduler.health());
-    let part = Part { name: "scheduler", live: Box::new(move || live.live()), ready: Box::new(move || ready.ready()) };
+    let health = || scheduler.health();
+    let (live, ready, lacks) = (health(), health(), health());
+    let part = Part {
+        name: "scheduler",
+        live: Box::new(move || live.live()),
+        ready: Box::new(move || ready.ready()),
+        lacks: Box::new(move || lacks.lacks()),
+    };
     told.add(part, scheduler.metrics());
 }
 
 #[cfg(feature = "host")]
 fn tell_host(told: &mut Told, agent: &host::agent::Agent) {
-    let (live, ready) = (agent.health(), agent.health());
-    let part = Part { name: "host", live: Box::new(move || live.live()), ready: Box::new(move || ready.ready()) };
+    let health = || agent.health();
+    let (live, ready, lacks) = (health(), health(), health());
+    let part = Part {
+        name: "host",
+        live: Box::new(move || live.live()),
+        ready: Box::new(move || ready.ready()),
+        lacks: Box::new(move || lacks.lacks()),
+    };
     told.add(part, agent.metrics());
 }
 

@@ -156,7 +156,7 @@ fn own(api: SocketAddr, tls: Option<&Tls>, data: &Path) -> Endpoint {
     // It is there when the API demands one.
     let token = std::fs::read_to_string(data.join("scheduler").join(scheduler::api::OWN_TOKEN)).ok();
     let token = token.map(|text| text.trim().to_owned());
-    Endpoint { address: SocketAddr::new(ip, api.port()).to_string(), trust, token }
+    Endpoint { addresses: vec![SocketAddr::new(ip, api.port()).to_string()], trust, token }
 }
 
 /// Applies the files through the API, as `lattice apply` does. What is late or failed is told and no reason to end:
