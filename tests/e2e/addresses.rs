@@ -59,7 +59,9 @@ fn go_on() {
     until("the watch tells what is gone", Duration::from_secs(30), || {
         (last(&watch)?["items"].as_array()?.len() == 1).then_some(())
     });
-    let ids: Vec<String> = events.stdout().lines().map(|l| json(l)["id"].as_str().unwrap().to_owned()).collect();
+    let printed = events.stdout();
+    let whole = &printed[..=printed.rfind('\n').unwrap()];
+    let ids: Vec<String> = whole.lines().map(|l| json(l)["id"].as_str().unwrap().to_owned()).collect();
     let mut once = ids.clone();
     once.sort();
     once.dedup();

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that meets what it did not expect shall end")]
 
 mod access;
+mod adding;
 mod addresses;
 mod alone;
 mod among;
