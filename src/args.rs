@@ -117,7 +117,8 @@ time, 130 interrupted.";
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connect {
-    /// Control API, HOST:PORT or https://HOST:PORT [env: LATTICE_API] [default: 127.0.0.1:7400]
+    /// Control API, HOST:PORT or https://HOST:PORT; several with commas: the next one where one does not answer [env:
+    /// LATTICE_API] [default: 127.0.0.1:7400]
     #[arg(long, value_name = "ADDR")]
     pub(crate) api: Option<String>,
     /// Context of the context file instead of its current one [env: LATTICE_CONFIG names the file]

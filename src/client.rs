@@ -1,30 +1,26 @@
-//! The control API as the verbs use it: connect, deadline, retry with the same request id, and one line for whatever
-//! goes wrong.
+//! The control API as the verbs use it: connect, deadline, retry with the same request id, elsewhere if need be, and one
+//! line for whatever goes wrong.
 
-use crate::context::{Endpoint, Trust};
+use crate::context::Endpoint;
 use crate::failure::Failure;
-use proto::v1::control_client::ControlClient;
-use proto::v1::{WatchEvent, WatchRequest};
-use std::path::Path;
+use crate::print::shape::Unanswered;
+use crate::reach::{Api, CONNECT_TIMEOUT, Reach, transport_cause};
+use proto::v1::{StatusRequest, WatchEvent, WatchRequest};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{self, Certificate, Channel, ClientTlsConfig};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Response, Status, Streaming};
 
 /// Time for a request and its retries, unless the verb says otherwise.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For one try while there is another address to ask.
+const TRY_MIN: Duration = Duration::from_secs(5);
+/// For an address to say whether it can be asked what is asked only once.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a watch goes on trying when its server has gone.
 const WATCH_PATIENCE: Duration = Duration::from_secs(30);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// One answer: a list of ten thousand hosts fits.
-const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-pub(crate) type Api = ControlClient<InterceptedService<Channel, Bearer>>;
 
 /// Sends a unary request, again when the server says UNAVAILABLE, within a time limit.
 macro_rules! ask {
@@ -50,90 +46,112 @@ pub(crate) fn request_id() -> String {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
-    api: Api,
-    pub(crate) endpoint: Endpoint,
-}
-
-/// Adds the context's token to each request.
-#[derive(Debug, Clone)]
-pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
-            request.metadata_mut().insert("authorization", token.clone());
-        }
-        Ok(request)
-    }
+    reach: Arc<Reach>,
 }
 
 impl Client {
-    /// Fails at once when nothing answers there: a person who mistyped an address should not wait.
+    /// Fails at once when nothing answers at any of the addresses.
     pub(crate) async fn connect(endpoint: Endpoint) -> Result<Self, Failure> {
-        let refuse = |why: String| Failure::Refused(format!("API address {}: {why}", endpoint.address));
-        let mut target = Channel::from_shared(endpoint.uri())
-            .map_err(|e| refuse(e.to_string()))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(10));
-        target = match &endpoint.trust {
-            Trust::Plain => target,
-            Trust::Ca(ca) => trust_ca(target, ca)?,
-            Trust::Authority(fingerprint) => crate::authority::trust(target, *fingerprint)?,
-            #[cfg(all(feature = "host", feature = "scheduler"))]
-            Trust::Pinned(certificate) => crate::run::pin::trust(target, certificate)?,
-        };
-        let token = match &endpoint.token {
-            Some(token) => Some(
-                format!("Bearer {token}")
-                    .parse()
-                    .map_err(|_| refuse("its token has characters no header can carry".into()))?,
-            ),
-            None => None,
-        };
-        let channel = tokio::time::timeout(CONNECT_TIMEOUT, target.connect()).await;
-        let channel = match channel {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(e)) => return Err(unreachable(&endpoint, &root_cause(&e))),
-            Err(_) => return Err(unreachable(&endpoint, "no answer in time")),
-        };
-        let api = ControlClient::with_interceptor(channel, Bearer(token))
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Self { api, endpoint })
+        Ok(Self { reach: Arc::new(Reach::connect(&endpoint).await?) })
     }
 
-    /// Calls `send` until it is answered with anything but UNAVAILABLE, or `limit` has passed.
+    /// The address that is asked.
+    pub(crate) fn address(&self) -> &str {
+        self.reach.address()
+    }
+
+    /// Addresses that did not answer.
+    pub(crate) fn unanswered(&self) -> Vec<Unanswered> {
+        self.reach.unanswered()
+    }
+
+    /// Calls `send` until it is answered with anything but UNAVAILABLE, or `limit` has passed; each time at the next
+    /// address, if there are several. What is sent must be safe to send twice.
     pub(crate) async fn retry<A, F, Answer>(&self, limit: Duration, send: F) -> Result<A, Failure>
     where
         F: Fn(Api) -> Answer,
         Answer: Future<Output = Result<Response<A>, Status>>,
     {
         let end = Instant::now() + limit;
+        let several = self.reach.count() > 1;
+        // One that says nothing is not waited for to the end: each gets its turn.
+        let most = if several { (limit / u32::try_from(self.reach.count()).unwrap_or(1)).max(TRY_MIN) } else { limit };
         let mut pause = RETRY_FIRST;
+        let mut tries: usize = 0;
         let mut last = None;
         loop {
-            match tokio::time::timeout_at(end, send(self.api.clone())).await {
-                Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                Ok(Err(status)) if status.code() == Code::Unavailable && Instant::now() + pause < end => {
-                    tracing::debug!(code = ?status.code(), message = status.message(), "trying again");
-                    last = Some(status);
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_MAX);
+            let try_end = end.min(Instant::now() + most);
+            let status = match tokio::time::timeout_at(try_end, send(self.reach.api())).await {
+                Ok(Ok(answer)) => {
+                    self.reach.answered();
+                    return Ok(answer.into_inner());
                 }
+                Ok(Err(status)) if self.may_pass(&status) => Some(status),
                 Ok(Err(status)) => return Err(self.failure(&status)),
-                Err(_) => return Err(last.map_or_else(|| self.silent(limit), |status| self.failure(&status))),
+                Err(_) => None,
+            };
+            tries += 1;
+            // Only after all of them: who is asked first by now may have found a leader.
+            let rest = if tries.is_multiple_of(self.reach.count()) { pause } else { Duration::ZERO };
+            let is_over = Instant::now() + rest >= end;
+            match status {
+                Some(status) if is_over => return Err(self.failure(&status)),
+                Some(status) => {
+                    tracing::debug!(code = ?status.code(), message = status.message(), "trying again");
+                    self.lost(&status);
+                    last = Some(status);
+                }
+                None if is_over => return Err(last.map_or_else(|| self.silent(limit), |status| self.failure(&status))),
+                None => self.reach.failed("no answer in time".to_owned()),
+            }
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
+                pause = (pause * 2).min(RETRY_MAX);
             }
         }
     }
 
-    /// As `retry`, but once: for what must not happen twice.
+    /// Whether it may be answered otherwise later, or elsewhere.
+    fn may_pass(&self, status: &Status) -> bool {
+        status.code() == Code::Unavailable || (self.reach.count() > 1 && transport_cause(status).is_some())
+    }
+
+    /// From now on another address is asked, if there is one.
+    pub(crate) fn lost(&self, status: &Status) {
+        self.reach.failed(transport_cause(status).unwrap_or_else(|| crate::print::clean(status.message())));
+    }
+
+    /// Finds an address where what must not be sent twice can be sent: one that answers, and has a quorum behind it.
+    async fn settle(&self) {
+        let mut second = None;
+        for _ in 0..self.reach.count() {
+            let mut api = self.reach.api();
+            match tokio::time::timeout(PROBE_TIMEOUT, api.status(StatusRequest {})).await {
+                Ok(Ok(status)) if status.get_ref().fresh => return self.reach.answered(),
+                Ok(Ok(_)) => {
+                    second = second.or(Some(self.reach.at()));
+                    self.reach.failed("it knows no leader".to_owned());
+                }
+                Ok(Err(status)) if self.may_pass(&status) => self.lost(&status),
+                // Whatever is wrong with the request, it will say so.
+                Ok(Err(_)) => return self.reach.answered(),
+                Err(_) => self.reach.failed("no answer in time".to_owned()),
+            }
+        }
+        if let Some(second) = second {
+            self.reach.go_to(second);
+        }
+    }
+
+    /// As `retry`, but once: for what must not happen twice. Where to, is looked for before.
     pub(crate) async fn once<A, Answer>(&self, limit: Duration, send: impl FnOnce(Api) -> Answer) -> Result<A, Failure>
     where
         Answer: Future<Output = Result<Response<A>, Status>>,
     {
-        match tokio::time::timeout(limit, send(self.api.clone())).await {
+        if self.reach.count() > 1 {
+            self.settle().await;
+        }
+        match tokio::time::timeout(limit, send(self.reach.api())).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(self.failure(&status)),
             Err(_) => Err(self.silent(limit)),
@@ -142,34 +160,40 @@ impl Client {
 
     /// One line for a status.
     pub(crate) fn failure(&self, status: &Status) -> Failure {
+        let address = self.address();
+        let others = self.unanswered().into_iter().filter(|one| one.api != address);
+        let others: Vec<String> = others.map(|one| format!("{} ({})", one.api, one.why)).collect();
         if let Some(cause) = transport_cause(status) {
+            let all: Vec<String> = std::iter::once(format!("{address} ({cause})")).chain(others).collect();
             return Failure::Refused(format!(
-                "lost the lattice at {} ({cause}); see that it runs, then type the command again",
-                self.endpoint.address
+                "lost the lattice at {}; see that it runs, then type the command again",
+                all.join(", ")
             ));
         }
-        Failure::Refused(explain(status.code(), status.message(), &self.endpoint.address))
+        let text = explain(status.code(), status.message(), address);
+        // What one of them refuses, the others would: only where none could be asked does it matter who was tried.
+        if status.code() != Code::Unavailable || others.is_empty() {
+            return Failure::Refused(text);
+        }
+        Failure::Refused(format!("{text}; said by {address}, tried as well: {}", others.join(", ")))
     }
 
     fn silent(&self, limit: Duration) -> Failure {
+        let address = self.address();
+        let others = self.unanswered().into_iter().filter(|one| one.api != address);
+        let all: Vec<String> =
+            std::iter::once(address.to_owned()).chain(others.map(|one| format!("{} ({})", one.api, one.why))).collect();
         Failure::Refused(format!(
             "the lattice at {} gave no answer within {}; see `lattice status`, then type the command again",
-            self.endpoint.address,
+            all.join(", "),
             crate::duration::text(limit)
         ))
     }
 
     pub(crate) fn watch(&self, app: &str, hosts: bool) -> Watcher {
         let request = WatchRequest { after: 0, app: app.to_owned(), hosts };
-        Watcher { client: self.clone(), request, stream: None, failing_since: None, pause: RETRY_FIRST }
+        Watcher { client: self.clone(), request, stream: None, failing_since: None, failures: 0, pause: RETRY_FIRST }
     }
-}
-
-fn trust_ca(target: transport::Endpoint, ca: &Path) -> Result<transport::Endpoint, Failure> {
-    let refuse = |why: String| Failure::Refused(format!("CA certificate {}: {why}", ca.display()));
-    let pem = std::fs::read(ca).map_err(|e| refuse(format!("{e}; name a readable PEM file")))?;
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
-    target.tls_config(tls).map_err(|e| refuse(format!("{}; it must be PEM", root_cause(&e))))
 }
 
 /// What a watch saw.
@@ -177,18 +201,21 @@ fn trust_ca(target: transport::Endpoint, ca: &Path) -> Result<transport::Endpoin
 pub(crate) enum Seen {
     /// The whole list follows; what was known before no longer counts.
     Anew,
+    /// It goes on behind the last event: the whole list follows, and what went meanwhile is told to be gone.
+    Again,
     Event(Box<WatchEvent>),
 }
 
-/// Apps and hosts as they change, across the loss of its connection. A stream that broke is begun anew with the whole
-/// list: what hosts report moves no log index, so that going on behind an index could leave out what they reported
-/// meanwhile.
+/// Apps and hosts as they change, across the loss of its connection: it goes on behind the last event, at another address
+/// if there is one, and begins anew only where that event is too old to go on behind.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     client: Client,
     request: WatchRequest,
     stream: Option<Streaming<WatchEvent>>,
     failing_since: Option<Instant>,
+    /// Since it failed, so many times.
+    failures: usize,
     pause: Duration,
 }
 
@@ -199,19 +226,20 @@ impl Watcher {
             let status = match &mut self.stream {
                 Some(stream) => match stream.message().await {
                     Ok(Some(event)) => {
-                        self.failing_since = None;
-                        self.pause = RETRY_FIRST;
+                        (self.failing_since, self.failures, self.pause) = (None, 0, RETRY_FIRST);
+                        self.request.after = event.index;
                         return Ok(Seen::Event(Box::new(event)));
                     }
                     Ok(None) => Status::unavailable("the watch ended"),
                     Err(status) => status,
                 },
                 None => {
-                    let mut api = self.client.api.clone();
+                    let mut api = self.client.reach.api();
                     match tokio::time::timeout(CONNECT_TIMEOUT, api.watch(self.request.clone())).await {
                         Ok(Ok(stream)) => {
+                            self.client.reach.answered();
                             self.stream = Some(stream.into_inner());
-                            return Ok(Seen::Anew);
+                            return Ok(if self.request.after == 0 { Seen::Anew } else { Seen::Again });
                         }
                         Ok(Err(status)) => status,
                         Err(_) => Status::unavailable("no answer in time"),
@@ -219,14 +247,21 @@ impl Watcher {
                 }
             };
             self.stream = None;
+            if status.code() == Code::OutOfRange {
+                self.request.after = 0;
+            }
             let passes =
                 transport_cause(&status).is_some() || matches!(status.code(), Code::Unavailable | Code::OutOfRange);
             let since = *self.failing_since.get_or_insert_with(Instant::now);
             if !passes || since.elapsed() > WATCH_PATIENCE {
                 return Err(self.client.failure(&status));
             }
-            tokio::time::sleep(self.pause).await;
-            self.pause = (self.pause * 2).min(RETRY_MAX);
+            self.client.lost(&status);
+            self.failures += 1;
+            if self.failures.is_multiple_of(self.client.reach.count()) {
+                tokio::time::sleep(self.pause).await;
+                self.pause = (self.pause * 2).min(RETRY_MAX);
+            }
         }
     }
 }
@@ -249,37 +284,10 @@ fn explain(code: Code, message: &str, address: &str) -> String {
     }
 }
 
-fn unreachable(endpoint: &Endpoint, why: &str) -> Failure {
-    Failure::Refused(format!(
-        "no lattice answers at {} ({why}); start one with `lattice up`, or name one with --api or LATTICE_API",
-        endpoint.address
-    ))
-}
-
-/// Why the connection broke, when it is the connection that broke and not the server that answered.
-fn transport_cause(status: &Status) -> Option<String> {
-    let source = std::error::Error::source(status)?;
-    let broken = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
-    broken.then(|| root_cause(source))
-}
-
-/// The innermost error: the outer ones say no more than that there is an inner one.
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    let text = crate::print::clean(&error.to_string());
-    // "Connection refused (os error 111)": the number helps nobody.
-    match text.split_once(" (os error") {
-        Some((words, _)) => words.to_lowercase(),
-        None => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Trust;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
@@ -299,9 +307,7 @@ mod tests {
     }
 
     fn client() -> Client {
-        let endpoint = Endpoint { address: "127.0.0.1:1".into(), trust: Trust::Plain, token: None };
-        let channel = Channel::from_static("http://127.0.0.1:1").connect_lazy();
-        Client { api: ControlClient::with_interceptor(channel, Bearer(None)), endpoint }
+        Client { reach: Arc::new(Reach::lazy(&["127.0.0.1:1"])) }
     }
 
     #[tokio::test]
@@ -341,13 +347,57 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let endpoint = Endpoint { address: address.clone(), trust: Trust::Plain, token: None };
-        let failure = Client::connect(endpoint).await.expect_err("nobody listens");
+        let endpoint = |addresses| Endpoint { addresses, trust: Trust::Plain, token: None };
+        let failure = Client::connect(endpoint(vec![address.clone()])).await.expect_err("nobody listens");
         assert_eq!(
             failure,
             Failure::Refused(format!(
                 "no lattice answers at {address} (connection refused); start one with `lattice up`, or name one with --api or LATTICE_API"
             ))
         );
+        let other = "127.0.0.1:1".to_owned();
+        let failure = Client::connect(endpoint(vec![address.clone(), other])).await.expect_err("nobody listens");
+        let text = failure.to_string();
+        assert!(text.contains(&format!("{address} (connection refused), 127.0.0.1:1 (connection refused)")), "{text}");
+    }
+
+    #[tokio::test]
+    async fn the_next_address_is_asked_where_one_can_not_answer() {
+        let client = Client { reach: Arc::new(Reach::lazy(&["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"])) };
+        // Nobody answers at the first, the second knows no leader, the third does it.
+        let tries = AtomicU32::new(0);
+        let answer = client.retry(Duration::from_secs(20), |mut api| {
+            let n = tries.fetch_add(1, Ordering::Relaxed);
+            async move {
+                match n {
+                    0 => api.status(StatusRequest {}).await.map(|_| Response::new(0)),
+                    1 => Err(Status::unavailable("no leader")),
+                    n => Ok(Response::new(n)),
+                }
+            }
+        });
+        assert_eq!(answer.await, Ok(2));
+        assert_eq!(client.address(), "127.0.0.1:3");
+        let tried: Vec<String> = client.unanswered().into_iter().map(|one| one.api).collect();
+        assert_eq!(tried, ["127.0.0.1:1", "127.0.0.1:2"]);
+        // It stays there.
+        assert_eq!(client.retry(Duration::from_secs(1), |_| std::future::ready(Ok(Response::new(7)))).await, Ok(7));
+        assert_eq!(client.address(), "127.0.0.1:3");
+    }
+
+    #[tokio::test]
+    async fn a_failure_names_all_that_were_tried() {
+        let client = Client { reach: Arc::new(Reach::lazy(&["127.0.0.1:1", "127.0.0.1:2"])) };
+        let failure =
+            client.retry(Duration::from_millis(300), |mut api| async move { api.status(StatusRequest {}).await });
+        let text = failure.await.expect_err("nobody is there").to_string();
+        assert!(text.contains("127.0.0.1:1 (connection refused)"), "{text}");
+        assert!(text.contains("127.0.0.1:2 (connection refused)"), "{text}");
+        let refuse = || std::future::ready(Err::<Response<()>, _>(Status::unavailable("no leader")));
+        let text = client.retry(Duration::from_millis(50), |_| refuse()).await.expect_err("no leader").to_string();
+        assert!(text.starts_with("no leader; said by 127.0.0.1:"), "{text}");
+        // One that was answered is not tried elsewhere.
+        let gone = || std::future::ready(Err::<Response<()>, _>(Status::not_found("no app")));
+        assert_eq!(client.retry(Duration::from_secs(9), |_| gone()).await, Err(Failure::Refused("no app".into())));
     }
 }

@@ -3,21 +3,25 @@
 
 use crate::args::Connect;
 use crate::failure::Failure;
-use serde::Deserialize;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use tonic::transport::Uri;
 
 pub(crate) const API_DEFAULT: &str = "127.0.0.1:7400";
 const PORT_DEFAULT: u16 = 7400;
+/// More schedulers than a lattice has.
+const ADDRESSES_MAX: usize = 16;
 /// Bytes of a context file.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// A control API and what it takes to trust and be trusted by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
-    /// `host:port`, for people.
-    pub(crate) address: String,
+    /// `host:port` each, in the order in which they are tried. Never empty.
+    pub(crate) addresses: Vec<String>,
     pub(crate) trust: Trust,
     pub(crate) token: Option<String>,
 }
@@ -36,15 +40,15 @@ pub(crate) enum Trust {
 }
 
 impl Endpoint {
-    pub(crate) fn uri(&self) -> String {
-        format!("{}://{}", if self.trust == Trust::Plain { "http" } else { "https" }, self.address)
+    pub(crate) fn uri(&self, address: &str) -> String {
+        format!("{}://{address}", if self.trust == Trust::Plain { "http" } else { "https" })
     }
 
     /// With a token of its own, if there is one, in place of the context's.
     fn with_token(self, token: Option<String>) -> Result<Self, String> {
         let token = token.or_else(|| self.token.clone());
-        if token.is_some() && self.trust == Trust::Plain && !is_loopback(&self.address) {
-            let address = &self.address;
+        let far = self.addresses.iter().find(|address| !is_loopback(address));
+        if let Some(address) = far.filter(|_| token.is_some() && self.trust == Trust::Plain) {
             return Err(format!("the token for {address} would travel in the clear: use https:// and a CA"));
         }
         Ok(Self { token, ..self })
@@ -57,6 +61,7 @@ impl Endpoint {
 /// current: plant
 /// contexts:
 ///   plant: { api: "https://lattice.example.org:7400", ca: /etc/lattice/ca.pem }
+///   fleet: { api: [10.0.0.5, 10.0.0.6, 10.0.0.7], ca: /etc/lattice/ca.pem }
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,13 +75,46 @@ pub(crate) struct File {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Context {
-    api: String,
+    api: Addresses,
     #[serde(default)]
     ca: Option<PathBuf>,
     #[serde(default)]
     fingerprint: Option<String>,
     #[serde(default)]
     token: Option<String>,
+}
+
+/// One or several addresses as they were typed: with commas, in the file also as a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Addresses(Vec<String>);
+
+impl Addresses {
+    fn of(text: &str) -> Self {
+        Self(text.split(',').map(|one| one.trim().to_owned()).collect())
+    }
+}
+
+impl<'de> Deserialize<'de> for Addresses {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Typed;
+        impl<'de> Visitor<'de> for Typed {
+            type Value = Addresses;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an API address, or several with commas or as a list")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Addresses, E> {
+                Ok(Addresses::of(text))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Addresses, A::Error> {
+                let mut all = Vec::new();
+                while let Some(text) = list.next_element::<String>()? {
+                    all.push(text.trim().to_owned());
+                }
+                Ok(Addresses(all))
+            }
+        }
+        deserializer.deserialize_any(Typed)
+    }
 }
 
 /// The endpoint for these flags, in this process's environment.
@@ -134,7 +172,7 @@ fn parse(text: &str) -> Result<File, String> {
     serde_saphyr::from_str(text).map_err(|e| {
         let first = e.to_string();
         let first = first.lines().next().unwrap_or_default();
-        format!("{first}; it holds `current: NAME` and `contexts: {{NAME: {{api: ADDR, ca: FILE, fingerprint: HEX, token: TEXT}}}}`")
+        format!("{first}; it holds `current: NAME` and `contexts: {{NAME: {{api: ADDR or [ADDR, …], ca: FILE, fingerprint: HEX, token: TEXT}}}}`")
     })
 }
 
@@ -156,7 +194,8 @@ fn resolve(flags: &Connect, env: Option<String>, path: &Path, file: &File) -> Re
             None => plain_context(API_DEFAULT),
         },
     };
-    let (address, says_tls) = split_address(&chosen.api)?;
+    let (addresses, says_tls) = split_addresses(&chosen.api)?;
+    let address = addresses.join(",");
     let named = chosen.fingerprint.as_deref().map(crate::args::fingerprint).transpose();
     let named = named.map_err(|why| format!("fingerprint of {address}: {why}"))?;
     let given = match (&flags.ca, flags.fingerprint) {
@@ -166,7 +205,7 @@ fn resolve(flags: &Connect, env: Option<String>, path: &Path, file: &File) -> Re
     };
     let trust = match (says_tls, given) {
         (Some(false), Some(_)) => {
-            return Err(format!("a CA was given, but the address {} says http: write https://{address}", chosen.api));
+            return Err(format!("a CA was given, but the address {address} says http: write https://{address}"));
         }
         (Some(true), None) => {
             return Err(format!(
@@ -176,11 +215,34 @@ fn resolve(flags: &Connect, env: Option<String>, path: &Path, file: &File) -> Re
         (_, Some(trust)) => trust,
         (_, None) => Trust::Plain,
     };
-    Endpoint { address, trust, token: chosen.token }.with_token(None)
+    Endpoint { addresses, trust, token: chosen.token }.with_token(None)
 }
 
 fn plain_context(api: &str) -> Context {
-    Context { api: api.to_owned(), ca: None, fingerprint: None, token: None }
+    Context { api: Addresses::of(api), ca: None, fingerprint: None, token: None }
+}
+
+/// Each as `host:port`, none twice, and whether they say https.
+fn split_addresses(all: &Addresses) -> Result<(Vec<String>, Option<bool>), String> {
+    let mut addresses: Vec<String> = Vec::new();
+    let mut says_tls = None;
+    for text in &all.0 {
+        let (address, says) = split_address(text)?;
+        if let (Some(before), Some(says)) = (says_tls, says)
+            && before != says
+        {
+            return Err(format!("{}: some say http and some https; one lattice has one or the other", all.0.join(",")));
+        }
+        says_tls = says_tls.or(says);
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    match addresses.len() {
+        0 => Err("no API address: write HOST:PORT, or several with commas".into()),
+        1..=ADDRESSES_MAX => Ok((addresses, says_tls)),
+        many => Err(format!("{many} API addresses: name at most {ADDRESSES_MAX}")),
+    }
 }
 
 /// `host:port` and whether it says https; `None` when it does not say.
@@ -238,7 +300,7 @@ mod tests {
         .unwrap()
     }
     fn at(flags: &Connect, env: Option<&str>, file: &File) -> Result<String, String> {
-        resolve(flags, env.map(Into::into), Path::new("/c.yaml"), file).map(|e| e.uri())
+        resolve(flags, env.map(Into::into), Path::new("/c.yaml"), file).map(|e| e.uri(&e.addresses.join(",")))
     }
 
     #[test]
@@ -280,11 +342,31 @@ mod tests {
             resolve(&flags(None, None, None), None, Path::new("/"), &parse(&text).unwrap())
         };
         let endpoint = named(&"0b".repeat(32)).unwrap();
-        assert_eq!((endpoint.uri().as_str(), endpoint.trust), ("https://h:1", Trust::Authority([11; 32])));
+        assert_eq!(endpoint.uri(&endpoint.addresses[0]), "https://h:1");
+        assert_eq!(endpoint.trust, Trust::Authority([11; 32]));
         assert!(named("0b").unwrap_err().contains("64 hex digits"));
         let given = Connect { fingerprint: Some([7; 32]), ..flags(Some("https://h:1"), None, None) };
         let endpoint = resolve(&given, None, Path::new("/"), &file()).unwrap();
         assert_eq!(endpoint.trust, Trust::Authority([7; 32]));
+    }
+
+    #[test]
+    fn several_addresses_come_with_commas_or_as_a_list() {
+        let several = |text: &str| at(&flags(Some(text), None, None), None, &file());
+        assert_eq!(several("a:1, b,a:1").unwrap(), "http://a:1,b:7400");
+        assert_eq!(at(&flags(None, None, None), Some("a:1,b:2"), &file()).unwrap(), "http://a:1,b:2");
+        assert!(several("a:1,,b:2").unwrap_err().contains("HOST:PORT"));
+        assert!(several("http://a:1,https://b:2").unwrap_err().contains("some say http"));
+        let many: Vec<String> = (0..17).map(|n| format!("h{n}")).collect();
+        assert!(several(&many.join(",")).unwrap_err().contains("at most 16"));
+        for api in ["[a, \"b:2\"]", "\"a, b:2\"", "[\"https://a\", \"b:2\"]"] {
+            let file = parse(&format!("current: c\ncontexts: {{c: {{api: {api}, ca: /ca}}}}")).unwrap();
+            assert_eq!(at(&flags(None, None, None), None, &file).unwrap(), "https://a:7400,b:2", "{api}");
+        }
+        let file = parse("current: c\ncontexts: {c: {api: []}}").unwrap();
+        assert!(at(&flags(None, None, None), None, &file).unwrap_err().contains("no API address"));
+        let file = parse("current: c\ncontexts: {c: {api: [\"127.0.0.1:1\", \"10.0.0.1:1\"], token: t}}").unwrap();
+        assert!(at(&flags(None, None, None), None, &file).unwrap_err().contains("for 10.0.0.1:1 would travel"));
     }
 
     #[test]

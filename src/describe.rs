@@ -4,13 +4,16 @@ use crate::args::{self, Connect, TextFormat};
 use crate::client::{Client, ask};
 use crate::failure::Failure;
 use crate::print::rows::{Row, bytes};
-use crate::print::shape::{Actor, AppDetail, Event, Host, HostDetail, Link, Revision, Status};
+use crate::print::shape::{
+    Actor, AppDetail, Event, Host, HostDetail, Link, Revision, SilentHost, Status, Unanswered, Unreached,
+};
 use crate::print::table::{Cell, Table, Tint};
 use crate::print::time::age;
 use crate::{context, print, top};
 use clap::{Args, ValueEnum};
 use proto::v1::{DescribeAppRequest, ListRequest, StatusRequest};
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -42,8 +45,11 @@ enum Kind {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  lattice status
-  lattice status -o json | jq -e .leader")]
+  lattice status                           who leads, and what is not reached
+  lattice status -o json | jq -e '.fresh and .bus_up and .unreached == [] and .silent == []'
+
+It answers within seconds also while nobody leads: then with what the scheduler
+that is asked knows alone, and says so.")]
 pub(crate) struct StatusArgs {
     /// What it looks like
     #[arg(short, long, value_name = "FORM", value_enum, default_value_t = TextFormat::Text)]
@@ -72,18 +78,7 @@ pub(crate) async fn describe(args: &DescribeArgs, connect: &Connect) -> Result<(
 pub(crate) async fn status(args: &StatusArgs, connect: &Connect) -> Result<(), Failure> {
     let client = Client::connect(context::endpoint(connect)?).await?;
     let answer = ask!(client, status, StatusRequest {})?;
-    let status = Status {
-        lattice: answer.lattice,
-        api: client.endpoint.address.clone(),
-        version: answer.version,
-        client_version: env!("CARGO_PKG_VERSION").into(),
-        leader: answer.leader,
-        term: answer.term,
-        index: answer.index,
-        hosts: answer.hosts,
-        bus: answer.bus,
-        dropped: answer.dropped,
-    };
+    let status = Status::new(client.address().to_owned(), client.unanswered(), answer);
     show(&status, args.output, status_text)
 }
 
@@ -228,12 +223,86 @@ fn status_text(status: &Status) -> String {
         page.field("Client", Cell::tinted(&status.client_version, Tint::Warn));
     }
     page.field("Role", Cell::new(if status.leader { "leader" } else { "follower" }));
+    page.field("Leader", leader_cell(status));
     page.field("Term", Cell::new(status.term.to_string()));
-    page.field("Log index", Cell::new(status.index.to_string()));
-    page.field("Hosts", Cell::new(status.hosts.to_string()));
-    page.field("Bus", Cell::new(&status.bus));
+    page.field("Log index", index_cell(status));
+    page.field("Bus", if status.bus_up { Cell::new(&status.bus) } else { Cell::tinted(&status.bus, Tint::Bad) });
+    if status.seen_by != status.id && status.seen_by_bus != "connected" {
+        page.field("Leader bus", Cell::tinted(&status.seen_by_bus, Tint::Bad));
+    }
     page.field("Dropped", Cell::new(format!("{} bus messages since boot", status.dropped)));
+    let away: BTreeSet<u64> = status.unreached.iter().map(|one| one.id).collect();
+    page.field("Schedulers", counted(status.schedulers, &[(away.len(), "not reached")]));
+    let silent = |state: &str| status.silent.iter().filter(|host| host.state == state).count();
+    page.field("Hosts", counted(status.hosts, &[(silent("lost"), "lost"), (silent("suspect"), "suspect")]));
+    if status.brake {
+        let text = "holds: most hosts fell silent at once, so the network or the bus is the likelier cause; nothing is \
+                    moved until they are heard";
+        page.field("Brake", Cell::tinted(text, Tint::Bad));
+    }
+    page.table(
+        "Schedulers not reached",
+        &status.unreached,
+        &["SCHEDULER", "ADDRESS", "FROM", "WHY"],
+        |one: &Unreached| {
+            let text = [one.id.to_string(), one.address.clone(), format!("scheduler {}", one.from), one.why.clone()];
+            text.into_iter().map(Cell::new).collect()
+        },
+    );
+    let title = format!("Hosts not heard by scheduler {}", status.seen_by);
+    page.table(&title, &status.silent, &["HOST", "STATE", "SILENT", "ID"], |host: &SilentHost| {
+        let for_long = age(host.silent_ms);
+        let silent = if host.heard { for_long } else { format!("{for_long}, never heard") };
+        vec![Cell::tinted(&host.name, Tint::Bold), Cell::state(&host.state), Cell::new(silent), Cell::new(&host.id)]
+    });
+    page.table("API addresses that do not answer", &status.unanswered, &["API", "WHY"], |one: &Unanswered| {
+        vec![Cell::new(&one.api), Cell::new(&one.why)]
+    });
     page.text()
+}
+
+fn leader_cell(status: &Status) -> Cell {
+    if status.id == 0 {
+        return Cell::new("not told: the scheduler is of an older version");
+    }
+    if status.leader_id == 0 {
+        return Cell::tinted("nobody leads, as far as it knows", Tint::Bad);
+    }
+    let mut text = format!("scheduler {}", status.leader_id);
+    if !status.leader_address.is_empty() {
+        text.push_str(&format!(" at {}", status.leader_address));
+    }
+    if !status.leader_api.is_empty() {
+        text.push_str(&format!(", API {}", status.leader_api));
+    }
+    if status.seen_by != status.leader_id {
+        text.push_str("; it gives no answer");
+        return Cell::tinted(text, Tint::Bad);
+    }
+    Cell::new(text)
+}
+
+/// Whether anything that was acknowledged may be missing in what is said.
+fn index_cell(status: &Status) -> Cell {
+    match (status.fresh, status.alone.is_empty()) {
+        (true, _) => Cell::new(format!("{}, confirmed by most schedulers", status.index)),
+        (false, true) => Cell::new(status.index.to_string()),
+        (false, false) => Cell::tinted(
+            format!("{}, what scheduler {} knows alone: {}", status.index, status.id, status.alone),
+            Tint::Bad,
+        ),
+    }
+}
+
+/// `5, 1 lost, 2 suspect`.
+fn counted(all: u32, parts: &[(usize, &str)]) -> Cell {
+    let mut text = all.to_string();
+    let mut tint = Tint::Plain;
+    for (count, what) in parts.iter().filter(|(count, _)| *count > 0) {
+        text.push_str(&format!(", {count} {what}"));
+        tint = Tint::Bad;
+    }
+    Cell::tinted(text, tint)
 }
 
 /// Fields, then titled tables.
@@ -322,5 +391,78 @@ mod tests {
                ACTOR   KIND    REVISION   HOST    RUNNING   STATE     REQUESTS   ERRORS   REQ/S   IN-FLIGHT   P99\n  \
                web     actor   2          paris   1/1       running   0          0        0       0           -\n"
         );
+    }
+
+    #[test]
+    fn a_status_names_what_is_not_reached() {
+        let all_well = v1::StatusResponse {
+            lattice: "plant".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            term: 4,
+            index: 120,
+            leader: false,
+            hosts: 5,
+            bus: "connected".into(),
+            bus_up: true,
+            id: 2,
+            fresh: true,
+            leader_id: 1,
+            leader_peer: "10.0.0.5:7401".into(),
+            seen_by: 1,
+            seen_by_bus: "connected".into(),
+            schedulers: 3,
+            ..Default::default()
+        };
+        let text = |answer: v1::StatusResponse| status_text(&Status::new("h:1".into(), Vec::new(), answer));
+        let lines = text(all_well.clone());
+        assert_eq!(
+            lines,
+            format!(
+                "Lattice:      plant\n\
+                 API:          h:1\n\
+                 Version:      {}\n\
+                 Role:         follower\n\
+                 Leader:       scheduler 1 at 10.0.0.5:7401\n\
+                 Term:         4\n\
+                 Log index:    120, confirmed by most schedulers\n\
+                 Bus:          connected\n\
+                 Dropped:      0 bus messages since boot\n\
+                 Schedulers:   3\n\
+                 Hosts:        5\n",
+                env!("CARGO_PKG_VERSION")
+            )
+        );
+        let bad = v1::StatusResponse {
+            fresh: false,
+            alone: "no scheduler leads now".into(),
+            leader_id: 0,
+            seen_by: 2,
+            bus: "not connected: connection refused".into(),
+            bus_up: false,
+            unreached: vec![v1::Unreached { id: 1, peer: "10.0.0.5:7401".into(), from: 2, why: "refused".into() }],
+            silent: vec![v1::SilentHost {
+                id: "01J".into(),
+                name: "edge".into(),
+                state: "lost".into(),
+                silent_ms: 90_000,
+                heard: true,
+            }],
+            brake: true,
+            ..all_well
+        };
+        let lines = text(bad);
+        for part in [
+            "nobody leads",
+            "120, what scheduler 2 knows alone: no scheduler leads now",
+            "not connected: connection refused",
+            "3, 1 not reached",
+            "5, 1 lost",
+            "holds: most hosts fell silent",
+            "10.0.0.5:7401   scheduler 2   refused",
+            "Hosts not heard by scheduler 2:",
+            "edge   lost",
+        ] {
+            assert!(lines.contains(part), "{part}: {lines}");
+        }
     }
 }

@@ -4,9 +4,20 @@ use std::time::Duration;
 
 /// Longest duration taken: a day. What is longer is a slip of the hand.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// The same for what is meant to be good for days.
+const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Parses one or more numbers, each with its unit (ms, s, m, h).
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
+    parse_within(text, DURATION_MAX)
+}
+
+/// The same, up to a week.
+pub(crate) fn parse_week(text: &str) -> Result<Duration, String> {
+    parse_within(text, WEEK)
+}
+
+fn parse_within(text: &str, max: Duration) -> Result<Duration, String> {
     let wrong = |why: &str| format!("{why}: write a number and a unit (ms, s, m, h), such as 30s or 1m30s");
     let mut rest = text.trim();
     if rest.is_empty() {
@@ -31,8 +42,8 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
             _ => return Err(wrong(&format!("unknown unit {unit:?}"))),
         };
         total = part.and_then(|part| total.checked_add(part)).unwrap_or(Duration::MAX);
-        if total > DURATION_MAX {
-            return Err("at most 24h".into());
+        if total > max {
+            return Err(format!("at most {}", self::text(max)));
         }
         rest = tail;
     }
@@ -60,7 +71,7 @@ pub(crate) fn text(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse, text};
+    use super::{parse, parse_week, text};
     use std::time::Duration;
 
     #[test]
@@ -79,6 +90,8 @@ mod tests {
             assert!(error.contains("such as 30s"), "{typed}: {error}");
         }
         assert_eq!(parse("25h"), Err("at most 24h".into()));
+        assert_eq!(parse_week("168h"), Ok(Duration::from_secs(604_800)));
+        assert_eq!(parse_week("168h1s"), Err("at most 168h".into()));
         assert_eq!(parse("18446744073709551615h"), Err("at most 24h".into()));
     }
 

@@ -170,7 +170,7 @@ pub(crate) async fn until_running(
         }
         tokio::select! {
             seen = watcher.next() => match seen {
-                Ok(Seen::Anew) => {}
+                Ok(Seen::Anew | Seen::Again) => {}
                 Ok(Seen::Event(event)) => {
                     let line = progress.see(&event);
                     match &bar {
@@ -217,7 +217,7 @@ pub(crate) async fn until_gone(client: &Client, apps: &[String], timeout: Durati
         }
         tokio::select! {
             seen = watcher.next() => match seen {
-                Ok(Seen::Anew) => listed.clear(),
+                Ok(Seen::Anew | Seen::Again) => listed.clear(),
                 Ok(Seen::Event(event)) => match event.what {
                     // An app of that name which is not being deleted is a new one: the old one is gone.
                     Some(What::App(status)) if status.state == "deleting" => { listed.insert(status.name); }

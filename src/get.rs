@@ -176,6 +176,7 @@ async fn watch<R: Listed>(args: &GetArgs, client: &Client, request: ListRequest)
     loop {
         let news = drain(&mut watcher, |seen| match seen {
             Seen::Anew => known.clear(),
+            Seen::Again => {}
             Seen::Event(event) => match event.what.as_ref().and_then(R::carried) {
                 Some(Change::Is(item)) if is_wanted(&item, &args.names) => {
                     known.insert(item.key(), item);
@@ -204,7 +205,7 @@ async fn drain(watcher: &mut Watcher, mut each: impl FnMut(Seen)) -> Result<(), 
     let mut listing = false;
     let mut take = |seen: Seen, listing: &mut bool| {
         match &seen {
-            Seen::Anew => *listing = true,
+            Seen::Anew | Seen::Again => *listing = true,
             Seen::Event(event) if matches!(event.what, Some(What::Synced(_))) => *listing = false,
             Seen::Event(_) => {}
         }

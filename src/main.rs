@@ -29,6 +29,7 @@ mod job;
 mod local;
 mod log;
 mod print;
+mod reach;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(any(feature = "host", feature = "scheduler"))]

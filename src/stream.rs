@@ -8,14 +8,16 @@ use crate::print::table::{Cell, Table, Tint};
 use crate::{context, print};
 use clap::{Args, ValueEnum};
 use proto::v1::{EventsRequest, LogsRequest};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
-use tonic::Code;
+use tonic::{Code, Status};
 
 /// How long `logs -f` goes on trying when its server has gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(500);
 /// Lines that one answer may hold.
 const LINES_MAX: u32 = 10_000;
+const SHOWN_MAX: usize = 4_096;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -122,7 +124,10 @@ pub(crate) async fn logs(args: &LogsArgs, connect: &Connect) -> Result<(), Failu
                         }
                     }
                     Ok(None) if args.follow => {
-                        break client.failure(&tonic::Status::unavailable("the log stream ended"));
+                        let ended = Status::unavailable("the log stream ended");
+                        let failure = client.failure(&ended);
+                        client.lost(&ended);
+                        break failure;
                     }
                     Ok(None) => {
                         if !printed {
@@ -130,7 +135,11 @@ pub(crate) async fn logs(args: &LogsArgs, connect: &Connect) -> Result<(), Failu
                         }
                         return Ok(());
                     }
-                    Err(status) if args.follow && may_pass(status.code()) => break client.failure(&status),
+                    Err(status) if args.follow && may_pass(status.code()) => {
+                        let failure = client.failure(&status);
+                        client.lost(&status);
+                        break failure;
+                    }
                     Err(status) => return Err(client.failure(&status)),
                 }
             },
@@ -174,19 +183,34 @@ fn log_text(line: &LogLine, color: bool) -> String {
 pub(crate) async fn events(args: &EventsArgs, connect: &Connect) -> Result<(), Failure> {
     let client = Client::connect(context::endpoint(connect)?).await?;
     let request = EventsRequest { watch: args.watch, app: args.app.clone().unwrap_or_default() };
-    let mut stream = client
-        .retry(crate::client::REQUEST_TIMEOUT, |mut api| {
+    let open = |limit| {
+        client.retry(limit, |mut api| {
             let request = request.clone();
             async move { api.events(request).await }
         })
-        .await?;
+    };
+    let mut stream = open(crate::client::REQUEST_TIMEOUT).await?;
     let mut table = EventTable::default();
     let mut all = Vec::new();
+    let mut shown = Shown::default();
     loop {
-        let event = match stream.message().await {
-            Ok(Some(event)) => Event::from(event),
+        let broken = match stream.message().await {
+            Ok(Some(event)) if args.watch && !shown.is_new(&event.id) => continue,
+            Ok(Some(event)) => Ok(Event::from(event)),
+            Ok(None) if args.watch => Err(Status::unavailable("the server ended the watch")),
             Ok(None) => break,
+            Err(status) if args.watch && may_pass(status.code()) => Err(status),
             Err(status) => return Err(client.failure(&status)),
+        };
+        let event = match broken {
+            Ok(event) => event,
+            Err(status) => {
+                // Whoever is asked now tells its latest once more: what was shown of them is left out.
+                client.lost(&status);
+                tokio::time::sleep(PAUSE).await;
+                stream = open(PATIENCE).await?;
+                continue;
+            }
         };
         match (args.output, args.watch) {
             (EventFormat::Json, true) => print::json_line(&event)?,
@@ -196,7 +220,6 @@ pub(crate) async fn events(args: &EventsArgs, connect: &Connect) -> Result<(), F
         }
     }
     match args.output {
-        _ if args.watch => Err(Failure::Refused("the server ended the watch; type the command again".into())),
         EventFormat::Json => print::json(&List { items: all }),
         EventFormat::Yaml => print::yaml(&List { items: all }, false),
         EventFormat::Table if all.is_empty() => {
@@ -204,6 +227,28 @@ pub(crate) async fn events(args: &EventsArgs, connect: &Connect) -> Result<(), F
             Ok(())
         }
         EventFormat::Table => table.print(&all),
+    }
+}
+
+/// Ids of the latest events that were shown: more than a scheduler remembers.
+#[derive(Default)]
+struct Shown {
+    ids: BTreeSet<String>,
+    order: VecDeque<String>,
+}
+
+impl Shown {
+    fn is_new(&mut self, id: &str) -> bool {
+        if !self.ids.insert(id.to_owned()) {
+            return false;
+        }
+        self.order.push_back(id.to_owned());
+        if self.order.len() > SHOWN_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        true
     }
 }
 
@@ -248,6 +293,17 @@ mod tests {
         assert_eq!(app_maybe_actor("actor/hello/web"), Ok(("hello".into(), "web".into())));
         assert!(app_maybe_actor("a/b/c/d").is_err());
         assert!(app_maybe_actor("").is_err());
+    }
+
+    #[test]
+    fn an_event_is_shown_once() {
+        let mut shown = Shown::default();
+        assert!(shown.is_new("a") && shown.is_new("b") && !shown.is_new("a"));
+        for n in 0..SHOWN_MAX {
+            assert!(shown.is_new(&n.to_string()));
+        }
+        assert!(shown.is_new("a"), "only the latest are remembered");
+        assert_eq!(shown.ids.len(), SHOWN_MAX);
     }
 
     #[test]

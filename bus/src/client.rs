@@ -86,6 +86,25 @@ impl Bus {
         self.link.wire.problem()
     }
 
+    /// Why nothing can be sent now, and the next step; `None` while the connection is up.
+    pub fn down(&self) -> Option<String> {
+        if self.link.connection.borrow().up {
+            return None;
+        }
+        let why = self.problem().unwrap_or_else(|| "no server answers".to_owned());
+        Some(format!("{why}; check --nats and that the server runs"))
+    }
+
+    /// The servers that are named, without what stands before an `@`: that may be a password.
+    pub fn urls(&self) -> Vec<String> {
+        let bare = |url: &String| match (url.split_once("://"), url.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+            (None, Some((_, host))) => host.to_owned(),
+            (_, None) => url.clone(),
+        };
+        self.link.wire.urls().iter().map(bare).collect()
+    }
+
     /// Host and port of every server that is named or was heard of.
     pub fn servers(&self) -> Vec<(String, u16)> {
         self.link.wire.servers()

@@ -89,6 +89,10 @@ impl Wire {
         self.observer.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(crate) fn urls(&self) -> &[String] {
+        &self.config.urls
+    }
+
     pub(crate) fn servers(&self) -> Vec<(String, u16)> {
         let named = self.config.servers().unwrap_or_default();
         let heard = self.client().server_info().connect_urls;
@@ -235,7 +239,7 @@ impl Observer {
             }
             Event::Disconnected | Event::Closed => {
                 self.set_down();
-                info!("bus disconnected");
+                warn!("bus disconnected");
             }
             Event::SlowConsumer(_) => self.drops.count(Reason::Overflow),
             Event::ServerError(error) => self.complain(Some(error.to_string())),

@@ -113,6 +113,8 @@ impl Scheduler {
         let artifacts = Artifacts::open(data.join("artifacts"), bus.clone()).await?;
         let events = Events::new(format!("/lattice/{}/scheduler", config.lattice));
         let shared = Shared::new(config.lattice.to_string(), bus, raft, replica, events, config.timers);
+        let telling = shared.clone();
+        peers.tells(Box::new(move || api::told(&telling)));
         let (stop, stopped) = watch::channel(false);
         let serving =
             api::serve(source, listener, shared.clone(), artifacts.clone(), peers.clone(), gate, stopped.clone())

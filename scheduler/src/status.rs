@@ -1,6 +1,6 @@
 //! What people see: status = f(state, observed). Pure.
 
-use crate::plan::{Config, Observed, RunningNow, Seen, Unplaced, daemon_target, meets};
+use crate::plan::{Config, Observed, RunningNow, Seen, Unplaced, brakes, daemon_target, meets};
 use crate::state::{AppState, HostState, State};
 use proto::app::{Component, HostId, Kind, Link, Name, Scaler};
 use proto::v1 as pb;
@@ -60,7 +60,8 @@ impl View<'_> {
             _ => "deploying",
         };
         let has_failed = failed.is_some();
-        let message = if state == "running" { String::new() } else { failed.or(unrouted).or(waiting).unwrap_or_default() };
+        let message =
+            if state == "running" { String::new() } else { failed.or(unrouted).or(waiting).unwrap_or_default() };
         pb::AppStatus {
             name: name.to_string(),
             revision: app.current,
@@ -265,6 +266,33 @@ impl View<'_> {
             generation: record.generation,
             ..host_load(record, seen)
         })
+    }
+
+    /// Hosts that are lost or not heard for a while, whatever else is asked of them; the longest silent first.
+    pub fn silent(&self) -> Vec<pb::SilentHost> {
+        let mut all: Vec<pb::SilentHost> = self
+            .state
+            .hosts
+            .iter()
+            .filter_map(|(id, record)| {
+                let seen = self.observed.hosts.get(id);
+                let silent_ms = self.now_ms.saturating_sub(seen.map_or(self.observed.since_ms, |s| s.at_ms));
+                let state = match (record.lost, silent_ms >= self.timers.suspect_ms) {
+                    (true, _) => "lost",
+                    (false, true) => "suspect",
+                    (false, false) => return None,
+                };
+                let (id, name, heard) = (id.to_string(), record.hello.name.clone(), seen.is_some());
+                Some(pb::SilentHost { id, name, state: state.to_owned(), silent_ms, heard })
+            })
+            .collect();
+        all.sort_by(|a, b| b.silent_ms.cmp(&a.silent_ms).then_with(|| a.name.cmp(&b.name)));
+        all
+    }
+
+    /// Whether so many hosts are silent at once that none of them is given up.
+    pub fn brake(&self) -> bool {
+        brakes(self.state, self.observed, self.now_ms, &self.timers)
     }
 
     pub fn links(&self, only: &str) -> Vec<pb::LinkStatus> {

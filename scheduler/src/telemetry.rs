@@ -77,6 +77,11 @@ impl Health {
             _ => Ok(()),
         }
     }
+
+    /// What it does without meanwhile, though it is ready.
+    pub fn lacks(&self) -> Option<String> {
+        Some(format!("the bus is not connected: {}", self.shared.bus.down()?))
+    }
 }
 
 /// The page of one scheduler.

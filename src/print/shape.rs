@@ -209,15 +209,115 @@ pub(crate) struct Applied {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Status {
     pub(crate) lattice: String,
+    /// The address that answered.
     pub(crate) api: String,
     pub(crate) version: String,
     pub(crate) client_version: String,
+    /// Id of the scheduler that answered; 0 when it is too old to say, as are the others below then.
+    pub(crate) id: u64,
+    /// Whether it leads.
     pub(crate) leader: bool,
     pub(crate) term: u64,
     pub(crate) index: u64,
-    pub(crate) hosts: u32,
+    /// Whether a quorum said that nothing is missing in `index`.
+    pub(crate) fresh: bool,
+    /// Why this is what it knows alone; empty when it is fresh.
+    pub(crate) alone: String,
+    /// 0 when nobody leads.
+    pub(crate) leader_id: u64,
+    pub(crate) leader_address: String,
+    pub(crate) leader_api: String,
+    /// Its own: connected, or why not.
     pub(crate) bus: String,
+    pub(crate) bus_up: bool,
+    pub(crate) bus_problem: String,
+    pub(crate) bus_urls: Vec<String>,
     pub(crate) dropped: u64,
+    /// Id of the scheduler that sees what follows so: the leader, or the one that answered when none does.
+    pub(crate) seen_by: u64,
+    pub(crate) seen_by_bus: String,
+    pub(crate) schedulers: u32,
+    pub(crate) unreached: Vec<Unreached>,
+    pub(crate) hosts: u32,
+    pub(crate) silent: Vec<SilentHost>,
+    /// Whether nothing is marked lost, since most hosts fell silent at once.
+    pub(crate) brake: bool,
+    /// Addresses of the API that were tried before, and why not.
+    pub(crate) unanswered: Vec<Unanswered>,
+}
+
+/// A scheduler that another one does not reach.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Unreached {
+    pub(crate) id: u64,
+    pub(crate) address: String,
+    /// Id of the one that does not reach it.
+    pub(crate) from: u64,
+    pub(crate) why: String,
+}
+
+/// A host that is not heard.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct SilentHost {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    /// suspect | lost
+    pub(crate) state: String,
+    /// Milliseconds since its last heartbeat, or since it was first waited for.
+    pub(crate) silent_ms: u64,
+    pub(crate) heard: bool,
+}
+
+/// An address of the API where nobody answers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Unanswered {
+    pub(crate) api: String,
+    pub(crate) why: String,
+}
+
+impl Status {
+    pub(crate) fn new(api: String, unanswered: Vec<Unanswered>, s: v1::StatusResponse) -> Self {
+        Self {
+            lattice: s.lattice,
+            api,
+            version: s.version,
+            client_version: env!("CARGO_PKG_VERSION").into(),
+            id: s.id,
+            leader: s.leader,
+            term: s.term,
+            index: s.index,
+            fresh: s.fresh,
+            alone: s.alone,
+            leader_id: s.leader_id,
+            leader_address: s.leader_peer,
+            leader_api: s.leader_api,
+            bus: s.bus,
+            bus_up: s.bus_up,
+            bus_problem: s.bus_problem,
+            bus_urls: s.bus_urls,
+            dropped: s.dropped,
+            seen_by: s.seen_by,
+            seen_by_bus: s.seen_by_bus,
+            schedulers: s.schedulers,
+            unreached: s.unreached.into_iter().map(Into::into).collect(),
+            hosts: s.hosts,
+            silent: s.silent.into_iter().map(Into::into).collect(),
+            brake: s.brake,
+            unanswered,
+        }
+    }
+}
+
+impl From<v1::Unreached> for Unreached {
+    fn from(u: v1::Unreached) -> Self {
+        Self { id: u.id, address: u.peer, from: u.from, why: u.why }
+    }
+}
+
+impl From<v1::SilentHost> for SilentHost {
+    fn from(h: v1::SilentHost) -> Self {
+        Self { id: h.id, name: h.name, state: h.state, silent_ms: h.silent_ms, heard: h.heard }
+    }
 }
 
 /// Rates are known to a tenth.

@@ -51,6 +51,8 @@ pub(crate) struct Part {
     pub(crate) name: &'static str,
     pub(crate) live: Box<dyn Fn() -> Answer + Send + Sync>,
     pub(crate) ready: Box<dyn Fn() -> Answer + Send + Sync>,
+    /// What is not as it should be, though it can be asked.
+    pub(crate) lacks: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
 /// What is told.
@@ -77,6 +79,12 @@ impl Told {
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
     }
 
+    /// `ready`, and a line for each part that lacks something all the same.
+    fn ready_text(&self) -> String {
+        let lacks = self.parts.iter().filter_map(|part| Some(format!("\n{}: {}", part.name, (part.lacks)()?)));
+        std::iter::once("ready".to_owned()).chain(lacks).collect()
+    }
+
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD");
@@ -85,7 +93,7 @@ impl Told {
         }
         match request.uri().path() {
             "/healthz" => well(self.all(|part| (part.live)()), "ok"),
-            "/readyz" => well(self.all(|part| (part.ready)()), "ready"),
+            "/readyz" => well(self.all(|part| (part.ready)()), &self.ready_text()),
             "/metrics" => {
                 let mut page = String::new();
                 if text::encode(&mut page, &self.registry).is_err() {
@@ -238,14 +246,19 @@ mod tests {
 
     #[test]
     fn a_part_that_is_not_well_is_named() {
-        let part =
-            |name, ready: Answer| Part { name, live: Box::new(|| Ok(())), ready: Box::new(move || ready.clone()) };
+        let part = |name, ready: Answer| Part {
+            name,
+            live: Box::new(|| Ok(())),
+            ready: Box::new(move || ready.clone()),
+            lacks: Box::new(|| Some("the bus is not connected".to_owned())),
+        };
         let mut told = Told::new();
         told.add(part("scheduler", Ok(())), Box::new(Process));
         let ask = |told: &Told, method: &str, path: &str| {
             told.answer(&Request::builder().method(method).uri(path).body(()).unwrap()).status().as_u16()
         };
         assert_eq!((ask(&told, "GET", "/healthz"), ask(&told, "HEAD", "/readyz?x")), (200, 200));
+        assert_eq!(told.ready_text(), "ready\nscheduler: the bus is not connected");
         told.add(part("host", Err("it is ending".into())), Box::new(Process));
         assert_eq!((ask(&told, "GET", "/healthz"), ask(&told, "GET", "/readyz")), (200, 503));
         assert_eq!(told.all(|part| (part.ready)()).unwrap_err(), "host: it is ending");

@@ -18,7 +18,7 @@ pub(crate) fn check(flag: &str, address: SocketAddr, has_tls: bool) -> Result<()
         return Ok(());
     }
     // A scheduler can make itself a certificate; browsers would not know that of an ingress.
-    let own = if flag == "--api" { " (a scheduler: or --own-tls)" } else { "" };
+    let own = if flag == "--api" { " (or --own-tls)" } else { "" };
     Err(format!(
         "{flag} {address} is reachable from other machines, without TLS: \
          add --tls-cert FILE --tls-key FILE{own}, or listen on 127.0.0.1:{}",

@@ -28,6 +28,8 @@ pub(crate) struct UpConfig {
     pub(crate) admin: Option<SocketAddr>,
     /// For the API and the ingress; `None` only when both are on loopback.
     pub(crate) tls: Option<Tls>,
+    /// TLS of the API by the lattice's own authority; the ingress is on loopback then.
+    pub(crate) own_tls: bool,
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) policy: proto::policy::Policy,
@@ -164,7 +166,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         data: config.data.join("scheduler"),
         api: config.api,
         tls: config.tls.clone(),
-        own_tls: false,
+        own_tls: config.own_tls,
         wants_token: false,
         vocabulary: scheduler::state::VERSION,
         log_bytes_max: LOG_BYTES_MAX,
@@ -187,6 +189,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
     .await?;
     let mut running = Running {
         api: Some(scheduler.0.api()),
+        fingerprint: scheduler.0.fingerprint().map(str::to_owned),
         bus: shown(&bus_config.urls),
         ingress: host.0.ingress(),
         host: Some(host.0.id().to_string()),
@@ -344,15 +347,27 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
 
 #[cfg(feature = "scheduler")]
 fn tell_scheduler(told: &mut Told, scheduler: &scheduler::Scheduler) {
-    let (live, ready) = (scheduler.health(), scheduler.health());
-    let part = Part { name: "scheduler", live: Box::new(move || live.live()), ready: Box::new(move || ready.ready()) };
+    let health = || scheduler.health();
+    let (live, ready, lacks) = (health(), health(), health());
+    let part = Part {
+        name: "scheduler",
+        live: Box::new(move || live.live()),
+        ready: Box::new(move || ready.ready()),
+        lacks: Box::new(move || lacks.lacks()),
+    };
     told.add(part, scheduler.metrics());
 }
 
 #[cfg(feature = "host")]
 fn tell_host(told: &mut Told, agent: &host::agent::Agent) {
-    let (live, ready) = (agent.health(), agent.health());
-    let part = Part { name: "host", live: Box::new(move || live.live()), ready: Box::new(move || ready.ready()) };
+    let health = || agent.health();
+    let (live, ready, lacks) = (health(), health(), health());
+    let part = Part {
+        name: "host",
+        live: Box::new(move || live.live()),
+        ready: Box::new(move || ready.ready()),
+        lacks: Box::new(move || lacks.lacks()),
+    };
     told.add(part, agent.metrics());
 }
 

@@ -4,7 +4,7 @@ use super::access::AccessArgs;
 use super::admin::AdminArgs;
 use super::policy::PolicyArgs;
 use super::start::{self, UpBus, UpConfig};
-use super::{NatsArgs, Tls, TlsArgs, banner, begin, data_dir, labels, listen, next};
+use super::{NatsArgs, TlsArgs, banner, begin, data_dir, labels, listen, next};
 use crate::client::Client;
 use crate::context::{API_DEFAULT, Endpoint, Trust};
 use crate::failure::Failure;
@@ -23,6 +23,7 @@ Examples:
   lattice up app.yaml                      the same, with an app in it
   lattice up --data /tmp/l --api 127.0.0.1:0 --ingress 127.0.0.1:0
   lattice up --nats nats://10.0.0.5:4222 --label site=paris
+  lattice up --api 0.0.0.0:7400 --own-tls  the API for other machines too
 
 What was applied is kept in the data folder: started again on it, the lattice is
 where it was. All of it listens on loopback unless told otherwise; beyond
@@ -66,6 +67,9 @@ pub(crate) struct UpArgs {
     nats: Vec<String>,
     #[command(flatten)]
     nats_more: NatsArgs,
+    /// TLS for the API by the lattice's own authority, which clients know by the fingerprint that is printed
+    #[arg(long, conflicts_with_all = ["tls_cert", "tls_key"], help_heading = "TLS")]
+    own_tls: bool,
     #[command(flatten)]
     tls: TlsArgs,
 }
@@ -75,6 +79,7 @@ pub(crate) async fn run(args: &UpArgs) -> Result<(), Failure> {
     let local = local::load(&args.files).await?;
     let config = config(args)?;
     let (data, name, tls) = (config.data.clone(), config.name.clone(), config.tls.clone());
+    let demands_token = !args.api.ip().to_canonical().is_loopback();
     let embedded = matches!(config.bus, UpBus::Embedded(_));
     let Some(mut serving) = begin(Box::pin(start::up(config))).await? else { return Ok(()) };
     let running = &serving.running;
@@ -89,7 +94,27 @@ pub(crate) async fn run(args: &UpArgs) -> Result<(), Failure> {
         ("data", data.display().to_string()),
     ];
     fields.extend(running.admin.map(|at| ("admin", format!("{scheme}://{at}"))));
+    let fingerprint = running.fingerprint.clone();
+    fields.extend(fingerprint.clone().map(|fingerprint| ("fingerprint", fingerprint)));
+    let token = data.join("scheduler").join(scheduler::api::OWN_TOKEN);
+    if demands_token {
+        fields.push(("token", token.display().to_string()));
+    }
     banner(&format!("lattice {:?} is up", args.lattice.as_str()), &fields)?;
+    let mut reach = match (&fingerprint, &tls) {
+        (Some(fingerprint), _) => format!(" --api https://{api} --fingerprint {fingerprint}"),
+        (None, Some(_)) => format!(" --api https://{api} --ca FILE"),
+        (None, None) if api.to_string() == API_DEFAULT => String::new(),
+        (None, None) => format!(" --api {api}"),
+    };
+    if demands_token {
+        reach.push_str(&format!(" --token-file {}", token.display()));
+    }
+    let trust = match (&fingerprint, &tls) {
+        (Some(fingerprint), _) => Trust::Authority(crate::args::fingerprint(fingerprint).map_err(Failure::Refused)?),
+        (None, Some(tls)) => Trust::Pinned(tls.cert.clone()),
+        (None, None) => Trust::Plain,
+    };
     let mut url = None;
     if !local.files.is_empty() {
         let applied = tokio::select! {
@@ -99,7 +124,7 @@ pub(crate) async fn run(args: &UpArgs) -> Result<(), Failure> {
                 serving.stop().await?;
                 return told;
             }
-            applied = apply_own(&local, own(api, tls.as_ref(), &data), args.timeout) => applied,
+            applied = apply_own(&local, own(api, trust, &data), args.timeout) => applied,
         };
         match applied {
             Ok(found) => url = found,
@@ -109,13 +134,13 @@ pub(crate) async fn run(args: &UpArgs) -> Result<(), Failure> {
             }
         }
     }
-    say_next(api, tls.is_some(), url.as_deref())?;
+    say_next(&reach, url.as_deref())?;
     serving.serve().await
 }
 
 fn config(args: &UpArgs) -> Result<UpConfig, Failure> {
     let tls = args.tls.check()?;
-    listen::check("--api", args.api, tls.is_some()).map_err(Failure::Usage)?;
+    listen::check("--api", args.api, tls.is_some() || args.own_tls).map_err(Failure::Usage)?;
     listen::check("--ingress", args.ingress, tls.is_some()).map_err(Failure::Usage)?;
     if let Some(admin) = args.admin.admin {
         listen::check("--admin", admin, tls.is_some()).map_err(Failure::Usage)?;
@@ -139,6 +164,7 @@ fn config(args: &UpArgs) -> Result<UpConfig, Failure> {
         access_log: args.access.target(),
         admin: args.admin.admin,
         tls,
+        own_tls: args.own_tls,
         name,
         labels: labels::collect(&args.labels).map_err(Failure::Usage)?,
         policy: args.policy.load()?,
@@ -146,17 +172,16 @@ fn config(args: &UpArgs) -> Result<UpConfig, Failure> {
 }
 
 /// This process's own API, by the certificate it shows itself.
-fn own(api: SocketAddr, tls: Option<&Tls>, data: &Path) -> Endpoint {
+fn own(api: SocketAddr, trust: Trust, data: &Path) -> Endpoint {
     let ip = match api.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    let trust = tls.map_or(Trust::Plain, |tls| Trust::Pinned(tls.cert.clone()));
     // It is there when the API demands one.
     let token = std::fs::read_to_string(data.join("scheduler").join(scheduler::api::OWN_TOKEN)).ok();
     let token = token.map(|text| text.trim().to_owned());
-    Endpoint { address: SocketAddr::new(ip, api.port()).to_string(), trust, token }
+    Endpoint { addresses: vec![SocketAddr::new(ip, api.port()).to_string()], trust, token }
 }
 
 /// Applies the files through the API, as `lattice apply` does. What is late or failed is told and no reason to end:
@@ -173,14 +198,10 @@ async fn apply_own(local: &Local, endpoint: Endpoint, timeout: Duration) -> Resu
     Ok(changes.iter().filter_map(|change| runs(&change.app)?.urls.first().cloned()).next())
 }
 
-fn say_next(api: SocketAddr, tls: bool, url: Option<&str>) -> Result<(), Failure> {
-    let flag = match (api.to_string() == API_DEFAULT, tls) {
-        (true, false) => String::new(),
-        (_, false) => format!(" --api {api}"),
-        (_, true) => format!(" --api https://{api} --ca FILE"),
-    };
+/// `reach`: the flags by which another terminal reaches its API.
+fn say_next(reach: &str, url: Option<&str>) -> Result<(), Failure> {
     match url {
         Some(url) => next(&format!("curl {}", print::clean(url)), "(Ctrl-C ends the lattice)"),
-        None => next(&format!("lattice apply app.yaml{flag}"), "(in another terminal; Ctrl-C ends the lattice)"),
+        None => next(&format!("lattice apply app.yaml{reach}"), "(in another terminal; Ctrl-C ends the lattice)"),
     }
 }

@@ -235,14 +235,14 @@ pub(crate) fn failover(bench: &Bench) -> Result<()> {
         members.push(old.again()?);
         drop(old);
     }
-    let mut table = Table::new(["leader killed -> next write", "kills", "p50 s", "p90 s", "slowest s"]);
+    let mut table = Table::new(["leader killed -> next write", "kills", "p50 s", "p90 s", "p99 s", "slowest s"]);
     for (name, mut took) in [("lattice", own), ("etcd", theirs)] {
         if took.is_empty() {
             continue;
         }
         took.sort_unstable();
         let show = |share| number(percentile(&took, share) / 1e3);
-        table.row([name.into(), took.len().to_string(), show(0.5), show(0.9), show(1.0)]);
+        table.row([name.into(), took.len().to_string(), show(0.5), show(0.9), show(0.99), show(1.0)]);
     }
     table.print();
     Ok(())

@@ -13,6 +13,47 @@ fn an_api_with_its_own_authority_is_known_by_its_fingerprint() {
     run("an_api_with_its_own_authority_is_known_by_its_fingerprint", Broker::Nats, |_| own_tls());
 }
 
+#[test]
+fn a_whole_lattice_with_its_own_authority_is_known_by_its_fingerprint() {
+    run("a_whole_lattice_with_its_own_authority_is_known_by_its_fingerprint", Broker::Embedded, |_| up_own_tls());
+}
+
+fn up_own_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = dir.path().join("hello.yaml");
+    std::fs::write(&manifest, crate::harness::manifests::Hello::default().text()).unwrap();
+    let start = |name: &str, more: &[&str]| {
+        let mut command = std::process::Command::new(crate::harness::PROGRAM);
+        command.args(["up", "--api", "0.0.0.0:0", "--bus", "127.0.0.1:0", "--ingress", "127.0.0.1:0", "--data"]);
+        command.arg(dir.path().join("data")).args(more);
+        crate::harness::Process::spawn(name, dir.path(), crate::harness::clean(&mut command))
+    };
+    // Beyond loopback not in the clear, and what to do about it.
+    let mut refused = start("refused", &[]);
+    assert_eq!(refused.exit_code(), Some(2));
+    assert!(refused.stderr().contains("--own-tls"), "{}", refused.stderr());
+    let mut process = start("up", &["--own-tls", &manifest.display().to_string()]);
+    let (api, fingerprint, token) = (process.field("api"), process.field("fingerprint"), process.field("token"));
+    // It applies what it was given by its own API, and says how others reach it.
+    until("its app runs", SOON, || process.stdout().contains("app/hello running").then_some(()));
+    let port = api.rsplit(':').next().unwrap();
+    let url = format!("https://127.0.0.1:{port}");
+    let ask = |more: &[&str]| {
+        let mut command = std::process::Command::new(crate::harness::PROGRAM);
+        let command = crate::harness::clean(&mut command).args(["get", "apps", "-o", "name"]);
+        finish(command.args(["--api", &url]).args(more))
+    };
+    let (code, stdout, stderr) = ask(&["--fingerprint", &fingerprint, "--token-file", &token]);
+    assert_eq!((code, stdout.as_str()), (0, "app/hello\n"), "{stderr}");
+    let (code, _, stderr) = ask(&["--fingerprint", &fingerprint]);
+    assert!(code == 1 && stderr.contains("wants a token"), "{stderr}");
+    let (code, _, stderr) = ask(&["--fingerprint", &"0".repeat(64), "--token-file", &token]);
+    assert!(code == 1 && stderr.contains("another lattice"), "{stderr}");
+    process.interrupt();
+    let mut again = start("up", &["--own-tls"]);
+    assert_eq!(again.field("fingerprint"), fingerprint);
+}
+
 fn own_tls() {
     let mut cluster = Cluster::start_with(1, &[]);
     cluster.kill(1);

@@ -9,6 +9,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that meets what it did not expect shall end")]
 
 mod access;
+mod adding;
+mod addresses;
 mod alone;
 mod among;
 mod apart;
@@ -35,6 +37,7 @@ mod programs;
 mod reads;
 mod registry;
 mod schedulers;
+mod status;
 mod strict;
 #[cfg(feature = "otel")]
 mod tracing;

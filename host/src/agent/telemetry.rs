@@ -24,6 +24,8 @@ pub(super) struct Telemetry {
     progress: Mutex<Progress>,
     routed: Mutex<Series>,
     run: Mutex<Series>,
+    /// As `run`, with those that nobody asked yet.
+    placed: Mutex<Series>,
 }
 
 /// How far the loop is.
@@ -74,6 +76,11 @@ impl Health {
         self.live()?;
         let bus = self.parts.bus.connection().borrow().up;
         readiness(self.parts.telemetry.progress(), bus)
+    }
+
+    /// What it does without meanwhile, though it is ready.
+    pub fn lacks(&self) -> Option<String> {
+        Some(format!("the bus is not connected: {}", self.parts.bus.down()?))
     }
 }
 
@@ -225,11 +232,21 @@ impl Scrape {
 
     fn actors(&self, page: &mut Page<'_>) -> fmt::Result {
         let mut all: BTreeMap<Key, Told> = BTreeMap::new();
+        let mut placed: Vec<(Key, f64)> = Vec::new();
         for (key, have, what) in self.parts.running.list() {
             if let What::Actor(actor) = what {
-                all.insert(key, Told::of(&actor, have.replicas));
+                placed.push((key.clone(), if actor.may_run() { f64::from(have.replicas) } else { 0.0 }));
+                all.insert(key, Told::of(&actor));
             }
         }
+        let mut series = self.parts.telemetry.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (own, rest) = series.split(placed);
+        drop(series);
+        let others: f64 = rest.iter().sum();
+        let rows = labelled(&own, (!rest.is_empty()).then_some(&others)).into_iter();
+        let rows = rows.map(|(app, actor, n)| ([("app", app), ("actor", actor)], Value::Gauge(*n)));
+        let help = "Replicas that run on this host, or would if they were asked; of what is strict, only under a lease";
+        page.family("lattice_actor_replicas", help, rows)?;
         let mut series = self.parts.telemetry.run.lock().unwrap_or_else(PoisonError::into_inner);
         let (own, rest) = series.split(all.into_iter().filter(|(_, told)| told.requests > 0).collect());
         drop(series);
@@ -252,8 +269,7 @@ impl Scrape {
             each(|t| Value::Seconds(&t.took)),
         )?;
         page.family("lattice_actor_in_flight", "Invocations that run now", each(|t| Value::Gauge(t.in_flight)))?;
-        page.family("lattice_actor_queued", "Invocations that wait for a replica", each(|t| Value::Gauge(t.queued)))?;
-        page.family("lattice_actor_replicas", "Replicas on this host", each(|t| Value::Gauge(t.replicas)))
+        page.family("lattice_actor_queued", "Invocations that wait for a replica", each(|t| Value::Gauge(t.queued)))
     }
 }
 
@@ -265,11 +281,10 @@ struct Told {
     took: Taken,
     in_flight: f64,
     queued: f64,
-    replicas: f64,
 }
 
 impl Told {
-    fn of(actor: &Actor, replicas: u32) -> Self {
+    fn of(actor: &Actor) -> Self {
         let stats = actor.stats();
         Self {
             requests: stats.requests,
@@ -277,7 +292,6 @@ impl Told {
             took: actor.took(),
             in_flight: f64::from(stats.in_flight),
             queued: f64::from(stats.queued),
-            replicas: f64::from(replicas),
         }
     }
 
@@ -287,7 +301,6 @@ impl Told {
         self.took.add(&other.took);
         self.in_flight += other.in_flight;
         self.queued += other.queued;
-        self.replicas += other.replicas;
     }
 }
 

@@ -6,6 +6,7 @@ mod apply;
 mod backup;
 mod run;
 mod service;
+mod status;
 mod stream;
 mod watch;
 
@@ -27,6 +28,7 @@ use tonic::transport::server::TcpIncoming;
 
 pub use access::{Gate, OWN_TOKEN};
 pub(crate) use service::{status_of, status_of_raft};
+pub(crate) use status::told;
 
 /// Bytes of one request message: a manifest, or one piece of an artifact.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -215,19 +215,7 @@ impl Control for Service {
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
         self.viewer(request)?;
-        let raft = self.shared.raft.status().borrow().clone();
-        let hosts = self.shared.replica.read().hosts.len();
-        let up = self.shared.bus.connection().borrow().up;
-        Ok(Response::new(pb::StatusResponse {
-            lattice: self.shared.lattice.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            term: raft.term,
-            index: raft.applied,
-            leader: self.shared.is_leader(),
-            hosts: u32::try_from(hosts).unwrap_or(u32::MAX),
-            dropped: self.shared.bus.drops().total(),
-            bus: if up { "connected" } else { "not connected: check --nats and that the server runs" }.to_owned(),
-        }))
+        Ok(Response::new(self.status_now().await))
     }
 
     async fn list_schedulers(&self, request: Request<pb::ListSchedulersRequest>) -> Answer<pb::SchedulerList> {

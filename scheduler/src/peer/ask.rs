@@ -25,6 +25,8 @@ const TRY: Duration = Duration::from_secs(4);
 /// For a change of members, and for leadership, to have come about.
 const CHANGE: Duration = Duration::from_secs(3);
 const TOKEN_LIFE_MS: u64 = 3_600_000;
+pub(super) const NOBODY: &str =
+    "no scheduler leads now: most of them must run and reach each other; see `lattice schedulers list`";
 
 impl Peers {
     /// Commits commands in one entry, wherever the leader is; gives an outcome for each.
@@ -121,7 +123,7 @@ impl Peers {
         }
     }
 
-    async fn ask(&self, what: Ask) -> Result<Answer, Status> {
+    pub(super) async fn ask(&self, what: Ask) -> Result<Answer, Status> {
         let end = Instant::now() + PATIENCE;
         loop {
             let error = match self.try_ask(what.clone()).await {
@@ -189,6 +191,7 @@ impl Peers {
             Ask::Write(commands) => self.commit(commands.items).await.map(Answer::Write),
             Ask::Join(request) => self.admit_newcomer(request).await.map(Answer::Join),
             Ask::List(_) => return Ok(Some(Answer::List(self.view(None)))),
+            Ask::Status(_) => return Ok(Some(Answer::Status(self.own_account()))),
             Ask::Remove(request) => self.remove_here(request).await.map(Answer::Remove),
             Ask::Transfer(request) => self.transfer_here(request.to).await.map(Answer::Transfer),
         };
@@ -353,7 +356,7 @@ impl Peers {
     }
 
     /// The schedulers as they are seen from here; `problem`: why not from the leader.
-    fn view(&self, problem: Option<&str>) -> pb::SchedulerList {
+    pub(super) fn view(&self, problem: Option<&str>) -> pb::SchedulerList {
         let status = self.0.raft.status().borrow().clone();
         let wanted = self.0.replica.read().members.clone();
         let mut ids: BTreeSet<u64> = wanted.keys().copied().collect();
@@ -427,9 +430,7 @@ fn uncertain(outcome: &pb::Outcome) -> Status {
 }
 
 fn nobody() -> Status {
-    Status::unavailable(
-        "no scheduler leads now: most of them must run and reach each other; see `lattice schedulers list`",
-    )
+    Status::unavailable(NOBODY)
 }
 
 fn odd() -> Status {

@@ -3,8 +3,9 @@
 //! Reading order: this file (a scheduler's door to the others), `roster` (who may speak, who shall vote; pure), `token`
 //! and `authority` (trust), `identity` (on disk), `join`, `carry` (messages out), `serve` (messages in), `pieces` (large
 //! messages; pure), `ask` (what only the leader can do), `hold` (components), `announce`
-//! (addresses on the bus), `keep` (the loop). Absent here: what the log holds or decides.
+//! (addresses on the bus), `account` (how all is), `keep` (the loop). Absent here: what the log holds or decides.
 
+mod account;
 mod announce;
 mod ask;
 mod authority;
@@ -27,7 +28,7 @@ use proto::v1 as pb;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -202,6 +203,7 @@ struct Inner {
     leaf_life: Duration,
     /// Its certificate as it is now, PEM.
     leaf: Mutex<String>,
+    tell: OnceLock<account::Tell>,
 }
 
 /// The listener of a scheduler that has one.
@@ -244,6 +246,7 @@ impl Peers {
             replace_after_ms,
             leaf_life,
             leaf: Mutex::default(),
+            tell: OnceLock::new(),
         };
         let peers = Self(Arc::new(inner));
         peers.renew_leaf()?;

@@ -86,6 +86,13 @@ pub fn plan(state: &State, observed: &Observed, now_ms: u64, config: &Config) ->
     plan
 }
 
+/// Whether so many hosts are silent at once that nothing is marked lost.
+pub fn brakes(state: &State, observed: &Observed, now_ms: u64, config: &Config) -> bool {
+    let mut plan = Plan::default();
+    leases(state, observed, now_ms, config, &mut plan);
+    plan.brake
+}
+
 /// Marks hosts lost and returned. A leader takes nothing from a host that it has not heard from before the grace
 /// period since it took office has passed.
 fn leases(state: &State, observed: &Observed, now_ms: u64, config: &Config, plan: &mut Plan) {

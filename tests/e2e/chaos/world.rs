@@ -2,6 +2,7 @@
 //! scheduler's data on a disk of its own. Everything comes back at its old address.
 
 use super::net::{HUB, Net};
+use super::truth;
 use crate::harness::{Disk, PROGRAM, Process, SOON, clean, manifests, nats_server, root, until};
 use proto::v1 as pb;
 use proto::v1::control_client::ControlClient;
@@ -17,7 +18,11 @@ pub(super) const SCHEDULERS: [&str; 3] = ["s1", "s2", "s3"];
 pub(super) const HOSTS: [&str; 5] = ["h1", "h2", "h3", "h4", "h5"];
 /// Replicas of the app that hosts run while other things happen.
 pub(super) const WORK: u32 = 10;
+/// The app that must never run on two hosts at once.
+pub(super) const STRICT: &str = "strict";
 const API: &str = "127.0.0.1:7400";
+/// Where each host says, on its own machine, what it really runs.
+pub(super) const ADMIN: &str = "127.0.0.1:9400";
 /// For everything to be as it was after a fault is over.
 const HEALED: Duration = Duration::from_secs(60);
 
@@ -60,9 +65,10 @@ impl World {
         for name in HOSTS {
             world.start_one(name, &[]);
         }
-        for (name, replicas) in [("work", WORK), ("register", 1)] {
+        for (name, replicas, strict) in [("work", WORK, false), ("register", 1, false), (STRICT, 1, true)] {
             let path = world.path().join(format!("{name}.yaml"));
-            let hello = manifests::Hello { name, replicas, host: format!("{name}.localhost"), ..Default::default() };
+            let host = format!("{name}.localhost");
+            let hello = manifests::Hello { name, replicas, host, strict, ..Default::default() };
             std::fs::write(&path, hello.text()).unwrap();
             world.cli("s1", &["apply", "--detach", &path.display().to_string()]);
         }
@@ -104,7 +110,8 @@ impl World {
             command.args(["scheduler", "--api", API, "--peer-listen", &peer, "--nats", &bus, "--data"]);
             command.arg(self.disks[name].path().join("data"));
         } else {
-            command.args(["host", "--name", name, "--nats", &bus, "--data"]).arg(self.path().join(name));
+            command.args(["host", "--name", name, "--admin", ADMIN, "--nats", &bus, "--data"]);
+            command.arg(self.path().join(name));
         }
         if name == "s1"
             && let (Some(clock), Some(library)) = (&self.clock, faketime())
@@ -179,9 +186,24 @@ impl World {
 
     /// Running replicas of the app that must go on, by host; hosts that are not ready do not count.
     pub(super) fn running(&self, by: &str) -> Option<BTreeMap<String, u32>> {
-        let request = || pb::ListRequest { app: "work".into(), ..Default::default() };
+        self.running_of(by, "work")
+    }
+
+    pub(super) fn running_of(&self, by: &str, app: &str) -> Option<BTreeMap<String, u32>> {
+        let request = || pb::ListRequest { app: app.into(), ..Default::default() };
         let list = self.ask(by, |mut api| async move { api.list_actors(request()).await }).ok()?.into_inner();
         Some(list.items.into_iter().filter(|item| item.running > 0).map(|i| (i.host_name, i.running)).collect())
+    }
+
+    /// What a host itself says that it runs now, by app; `None` when it says nothing.
+    pub(super) fn really(&self, host: &str) -> Option<BTreeMap<String, u32>> {
+        self.net.inside(host, truth::look)
+    }
+
+    /// Whether a host is as the schedulers see it.
+    pub(super) fn host_is(&self, by: &str, host: &str, state: &str) -> bool {
+        let hosts = self.ask(by, |mut api| async move { api.list_hosts(pb::ListRequest::default()).await });
+        hosts.is_ok_and(|list| list.into_inner().items.iter().any(|item| item.name == host && item.state == state))
     }
 
     /// Waits until all of it is as it should be, as every scheduler sees it.
@@ -211,6 +233,10 @@ impl World {
         let running = self.running(by).ok_or_else(|| format!("{by} does not say what runs"))?;
         if running.values().sum::<u32>() != WORK {
             return Err(format!("{by}: {WORK} shall run: {running:?}"));
+        }
+        let strict = self.running_of(by, STRICT).ok_or_else(|| format!("{by} does not say what runs"))?;
+        if strict.values().sum::<u32>() != 1 {
+            return Err(format!("{by}: one of {STRICT} shall run: {strict:?}"));
         }
         Ok(())
     }

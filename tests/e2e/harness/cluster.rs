@@ -61,6 +61,20 @@ impl Cluster {
         self.dir.as_ref().unwrap().path()
     }
 
+    pub(crate) fn bus(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.nats.port())
+    }
+
+    /// `kill -9` to the bus.
+    pub(crate) fn kill_bus(&mut self) {
+        self.nats.kill();
+    }
+
+    /// The bus is back where it was.
+    pub(crate) fn restart_bus(&mut self) {
+        self.nats = NatsServer::start(self.path(), self.nats.port());
+    }
+
     pub(crate) fn command(&self, name: &str, data: &Path, more: &[&str]) -> (String, Command) {
         let mut command = Command::new(PROGRAM);
         let bus = format!("nats://127.0.0.1:{}", self.nats.port());
