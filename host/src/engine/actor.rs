@@ -152,6 +152,11 @@ impl Actor {
         self.revision
     }
 
+    /// Whether it takes requests: what is strict does only while the host has its lease.
+    pub fn may_run(&self) -> bool {
+        self.shared.may_run()
+    }
+
     pub fn stats(&self) -> Stats {
         let (in_flight, queued) = self.shared.gate.len();
         Stats {
@@ -490,8 +495,7 @@ impl Shared {
         Ok(Run { store, deadline, served: 0, slot, _permit: permit, _running: running })
     }
 
-    /// Whether it takes requests: what is strict does only while the host has its lease.
-    pub fn may_run(&self) -> bool {
+    fn may_run(&self) -> bool {
         !self.env.holding.as_ref().is_some_and(Holding::is_over)
     }
 
