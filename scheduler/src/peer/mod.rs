@@ -80,7 +80,12 @@ pub enum Error {
         "--peer-listen {0} is no address that others can use; say with --peer-advertise HOST:PORT where they reach it"
     )]
     Advertise(SocketAddr),
-    #[error("{}: {detail}; put back a copy of the data folder, or remove this scheduler from the lattice and start it with an empty --data, --join and a new token", path.display())]
+    #[error(
+        "{}: {detail}; if it can not be read, put no older copy of the data folder in its place: remove this scheduler with \
+         `lattice schedulers remove ID`, then start it with an empty --data, --join and a new token; one that was alone \
+         goes on from a backup, with `lattice restore`",
+        path.display()
+    )]
     Identity { path: PathBuf, detail: String },
     #[error("this scheduler is one of several, its data folder {} says; give --peer-listen, as before", .0.display())]
     NeedsListener(PathBuf),
