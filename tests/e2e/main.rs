@@ -36,6 +36,8 @@ mod reads;
 mod registry;
 mod schedulers;
 mod strict;
+#[cfg(target_os = "linux")]
+mod sync;
 #[cfg(feature = "otel")]
 mod tracing;
 mod versions;
