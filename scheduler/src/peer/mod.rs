@@ -55,7 +55,8 @@ pub struct Config {
     pub advertise: Option<String>,
     /// To be taken in by those who are there already. Ignored when it was.
     pub join: Option<Join>,
-    /// A voter that is not reached for so long is removed, while another one stands by for its place. 0: never.
+    /// A voter that is not reached for so long is removed, while another one stands by for its place; one that only learns,
+    /// in any case. 0: never.
     pub replace_after: Duration,
     /// How long its certificate is good; it signs a new one when a third of that is over.
     pub leaf_life: Duration,
