@@ -390,8 +390,9 @@ impl Peers {
                 () if members.is_voter(id) => "voter",
                 () => "learner",
             };
-            let (state, message) =
-                roster::state(id, &wanted, members, lost, index + roster::BEHIND_MAX < status.committed);
+            let behind = index + roster::BEHIND_MAX < status.committed;
+            let too_large = self.0.outbox.too_large(id);
+            let (state, message) = roster::state(id, &wanted, members, lost, behind, too_large);
             let message = match problem {
                 Some(problem) if id == status.id => format!("as seen from here: {problem}"),
                 _ => message,

@@ -1,6 +1,7 @@
 //! Who may speak here, and what the leader does about its members: decided from the state and the log's members alone.
 //! Pure. Must never let somebody back in who was removed or lost its log, nor remove the voters that a quorum needs.
 
+use super::pieces::MESSAGE_BYTES_MAX;
 use crate::raft::{self, Change, Members};
 use crate::state::{Member, State, Wants, lost_log, removed};
 use proto::fault::{Fault, built_in};
@@ -198,13 +199,15 @@ pub fn check_removal(
     Ok(())
 }
 
-/// How a scheduler is, and what to do about it. `lost`: why it is not reached.
-pub fn state(
+/// How a scheduler is, and what to do about it. `lost`: why it is not reached. `too_large`: bytes of the state that it needs,
+/// if those are more than can be sent.
+pub(super) fn state(
     id: u64,
     wanted: &BTreeMap<u64, Member>,
     members: &Members,
     lost: Option<String>,
     behind: bool,
+    too_large: Option<usize>,
 ) -> (&'static str, String) {
     let Some(member) = wanted.get(&id) else {
         // A scheduler alone, without a peer listener, tells nobody who it is.
@@ -218,7 +221,14 @@ pub fn state(
         return ("joining", String::new());
     }
     if behind {
-        return ("behind", "it catches up".into());
+        let message = match too_large {
+            None => "it catches up".to_owned(),
+            Some(bytes) => format!(
+                "it needs all of the state, which has {bytes} bytes, and {MESSAGE_BYTES_MAX} are the most that can be sent: \
+                 delete apps that nobody needs; a minute later it is sent again"
+            ),
+        };
+        return ("behind", message);
     }
     if members.is_voter(id) {
         return ("ready", String::new());
@@ -322,16 +332,6 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_voters_stays_odd_unless_told_otherwise() {
-        let four = auto(&[1, 2, 3, 4]);
-        assert_eq!(next(&four, &members(&[1, 2, 3], &[4]), &[1, 2, 3, 4]), []);
-        let told = wanted(&[(1, Wants::Vote), (2, Wants::Vote)]);
-        assert_eq!(next(&told, &members(&[1], &[2]), &[1, 2]), [Change::Voter(2)]);
-        let standby = wanted(&[(1, Wants::Vote), (2, Wants::Auto), (3, Wants::Standby)]);
-        assert_eq!(next(&standby, &members(&[1], &[2, 3]), &[1, 2, 3]), []);
-        let nine = auto(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
-        assert_eq!(next(&nine, &members(&[1, 2, 3, 4, 5, 6, 7], &[8, 9]), &[8, 9]), []);
-    #[test]
     fn who_only_learns_and_is_gone_for_long_gives_its_place_up() {
         let all =
             wanted(&[(1, Wants::Vote), (2, Wants::Auto), (3, Wants::Auto), (4, Wants::Auto), (5, Wants::Standby)]);
@@ -363,6 +363,16 @@ mod tests {
         assert_eq!(look(&two, &members(&[1], &[2]), &[1], &[(2, gone(after))], after), None, "the only other one");
     }
 
+    #[test]
+    fn the_number_of_voters_stays_odd_unless_told_otherwise() {
+        let four = auto(&[1, 2, 3, 4]);
+        assert_eq!(next(&four, &members(&[1, 2, 3], &[4]), &[1, 2, 3, 4]), []);
+        let told = wanted(&[(1, Wants::Vote), (2, Wants::Vote)]);
+        assert_eq!(next(&told, &members(&[1], &[2]), &[1, 2]), [Change::Voter(2)]);
+        let standby = wanted(&[(1, Wants::Vote), (2, Wants::Auto), (3, Wants::Standby)]);
+        assert_eq!(next(&standby, &members(&[1], &[2, 3]), &[1, 2, 3]), []);
+        let nine = auto(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(next(&nine, &members(&[1, 2, 3, 4, 5, 6, 7], &[8, 9]), &[8, 9]), []);
     }
 
     #[test]
@@ -396,14 +406,20 @@ mod tests {
         let now = members(&[1, 9], &[2, 3]);
         let at = |id, lost: Option<&str>, behind| state(id, &all, &now, lost.map(str::to_owned), behind, None);
         assert_eq!(at(1, None, false).0, "ready");
-        assert_eq!(at(1, None, true).0, "behind");
+        assert_eq!(at(1, None, true), ("behind", "it catches up".to_owned()));
+        let (state_name, message) = state(1, &all, &now, None, true, Some(1_073_741_900));
+        assert!(
+            state_name == "behind" && message.contains("1073741900 bytes") && message.contains("delete"),
+            "{message}"
+        );
+        assert_eq!(state(1, &all, &now, None, false, Some(1_073_741_900)).0, "ready", "it was");
         let (state_name, message) = at(1, Some("refused"), true);
         assert!(state_name == "unreachable" && message.contains("lattice schedulers remove 1"), "{message}");
         assert_eq!(at(2, None, false).0, "joining");
-        assert_eq!(state(2, &all, &members(&[1], &[2]), None, false).0, "standby");
+        assert_eq!(state(2, &all, &members(&[1], &[2]), None, false, None).0, "standby");
         assert!(at(3, None, false).1.contains("promote 3"));
         assert_eq!((at(4, None, false).0, at(9, None, false).0), ("joining", "leaving"));
-        assert_eq!(state(1, &auto(&[]), &members(&[1], &[]), None, false).0, "ready");
+        assert_eq!(state(1, &auto(&[]), &members(&[1], &[]), None, false, None).0, "ready");
     }
 
     #[test]
