@@ -59,7 +59,8 @@ pub(crate) struct SchedulerArgs {
     /// Join to learn only: it votes when it is promoted
     #[arg(long, requires = "join", help_heading = "Several schedulers")]
     standby: bool,
-    /// Remove one that was not reached for so long, when another stands by that can take its place; 0s: never
+    /// Remove one that was not reached for so long, when another stands by that can take its place, or when it did not
+    /// vote; 0s: never
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = crate::duration::parse, help_heading = "Several schedulers")]
     replace_after: std::time::Duration,
     /// TLS for the API by the lattice's own authority, which clients know by the fingerprint that is printed

@@ -39,6 +39,8 @@ mod registry;
 mod schedulers;
 mod status;
 mod strict;
+#[cfg(target_os = "linux")]
+mod sync;
 #[cfg(feature = "otel")]
 mod tracing;
 mod versions;

@@ -4,7 +4,7 @@
 use crate::harness::{Broker, Cluster, SOON, run, until};
 use proto::v1::control_client::ControlClient;
 use proto::v1::watch_event::What;
-use proto::v1::{ListRequest, ScaleRequest, WatchEvent, WatchRequest};
+use proto::v1::{CallRequest, ListRequest, LogsRequest, RunRequest, ScaleRequest, WatchEvent, WatchRequest};
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
@@ -27,6 +27,83 @@ fn a_watch_goes_on_at_one_that_is_behind_only_when_it_caught_up() {
 #[test]
 fn who_does_not_read_a_watch_is_cut_and_told_so() {
     run("who_does_not_read_a_watch_is_cut_and_told_so", Broker::Nats, |_| unread());
+}
+
+#[test]
+fn a_watch_where_no_leader_is_heard_of_is_cut_and_told_so() {
+    run("a_watch_where_no_leader_is_heard_of_is_cut_and_told_so", Broker::Nats, |_| leaderless());
+}
+
+#[test]
+fn who_asks_an_actor_by_one_that_is_behind_is_not_told_that_there_is_none() {
+    run("who_asks_an_actor_by_one_that_is_behind_is_not_told_that_there_is_none", Broker::Nats, |_| unheard_of());
+}
+
+fn leaderless() {
+    let mut cluster = Cluster::start(3);
+    cluster.ok(1, &["apply", "--detach", &cluster.manifest("hello", "/", 2)]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let watch = |after| WatchRequest { after, app: "hello".into(), hosts: false };
+    let mut api = runtime.block_on(client(&cluster, 3));
+    let mut stream = runtime.block_on(api.watch(watch(0))).unwrap().into_inner();
+    let mut last = (0, 0);
+    runtime.block_on(read(&mut stream, &mut last, 2));
+    cluster.kill(1);
+    cluster.kill(2);
+    let error = runtime.block_on(async {
+        loop {
+            match tokio::time::timeout(Duration::from_secs(60), stream.message()).await.expect("it is cut") {
+                Ok(event) => last.0 = event.expect("an end with its reason").index,
+                Err(error) => break error,
+            }
+        }
+    });
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    let next = format!("go on behind index {} at another one", last.0);
+    assert!(error.message().contains("known no leader") && error.message().contains(&next), "{last:?}: {error}");
+    cluster.restart(1);
+    cluster.ok(1, &["scale", "hello/hello", "3"]);
+    runtime.block_on(async {
+        let mut stream = client(&cluster, 1).await.watch(watch(last.0)).await.unwrap().into_inner();
+        read(&mut stream, &mut last, 3).await;
+    });
+}
+
+fn unheard_of() {
+    let mut cluster = Cluster::start(3);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    cluster.ok(1, &["apply", "--detach", &cluster.manifest("first", "/", 1)]);
+    for round in 0..3 {
+        let leader = cluster.leader();
+        let follower = cluster.alive().into_iter().find(|id| *id != leader).unwrap();
+        let (mut api, mut behind) =
+            runtime.block_on(async { (client(&cluster, leader).await, client(&cluster, follower).await) });
+        cluster.process(follower).pause();
+        for replicas in 2..102 {
+            let (app, actor) = ("first".into(), "hello".into());
+            let request_id = format!("{round}-{replicas}");
+            let request = ScaleRequest { app, actor, replicas, request_id, if_version: 0 };
+            runtime.block_on(api.scale(request)).unwrap();
+        }
+        let app = format!("app{round}");
+        cluster.ok(leader, &["apply", "--detach", &cluster.manifest(&app, &format!("/{app}"), 1)]);
+        let actor = || "hello".to_owned();
+        let logs = LogsRequest { app: app.clone(), actor: actor(), ..LogsRequest::default() };
+        let call = CallRequest { app: app.clone(), actor: actor(), ..CallRequest::default() };
+        let program = RunRequest { app, actor: actor(), ..RunRequest::default() };
+        let (mut calling, mut running) = (behind.clone(), behind.clone());
+        runtime.block_on(async {
+            // Sent before it goes on, so that it is asked before it has heard.
+            let asked = async { tokio::join!(behind.logs(logs), calling.call(call), running.run(program)) };
+            let (asked, ()) = tokio::join!(asked, async { cluster.process(follower).resume() });
+            // No host runs it, and this scheduler may know no leader yet; it never says that there is no such app.
+            let errors = [asked.0.err(), asked.1.err(), asked.2.err()];
+            for error in errors.into_iter().flatten() {
+                assert_eq!(error.code(), Code::Unavailable, "round {round}: {error}");
+            }
+        });
+        cluster.until_ready(&[1, 2, 3]);
+    }
 }
 
 fn behind() {

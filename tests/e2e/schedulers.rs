@@ -2,8 +2,13 @@
 //! members are removed and replaced. On nats-server only: the embedded broker belongs to a lattice in one process.
 
 use crate::harness::{Broker, Cluster, PROGRAM, Process, SOON, clean, finish, http, run, throughout, until};
+use proto::v1::ScaleRequest;
+use proto::v1::control_client::ControlClient;
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+/// Of a leader, before another one is sought, at the least.
+const SILENCE: Duration = Duration::from_secs(1);
 
 #[test]
 fn the_leader_dies_and_the_others_go_on() {
@@ -103,11 +108,14 @@ fn leader_ends() {
     cluster.add_host("a", false);
     cluster.until_hosts(1, 1);
     cluster.ok(1, &["apply", &cluster.manifest("hello", "/", 1)]);
-    let mut slowest = Duration::ZERO;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut slowest = Vec::new();
     let mut replicas = 1;
     for round in 0..3 {
         let old = cluster.leader();
         let other = cluster.alive().into_iter().find(|id| *id != old).unwrap();
+        let url = format!("http://{}", cluster.schedulers[&other].api);
+        let mut api = runtime.block_on(ControlClient::connect(url)).unwrap();
         let mut process = cluster.schedulers.get_mut(&old).unwrap().process.take().unwrap();
         let ending = std::thread::spawn(move || {
             if round % 2 == 0 {
@@ -117,22 +125,29 @@ fn leader_ends() {
             }
             process.stderr()
         });
-        // Somebody writes all the while.
+        // Somebody writes all the while, over another one.
+        let mut times = Vec::new();
         while !ending.is_finished() {
             replicas = replicas % 20 + 1;
+            let request_id = format!("{round}-{}", times.len());
+            let (app, actor) = ("hello".into(), "hello".into());
+            let request = ScaleRequest { app, actor, replicas, request_id, if_version: 0 };
             let begun = Instant::now();
-            cluster.ok(other, &["scale", "hello/hello", &replicas.to_string()]);
-            slowest = slowest.max(begun.elapsed());
+            runtime.block_on(api.scale(request)).unwrap();
+            times.push(begun.elapsed());
         }
         let log = ending.join().unwrap();
         assert!(log.contains("leadership handed over"), "round {round}: {log}");
         assert_ne!(cluster.leader(), old);
-        assert_eq!(cluster.replicas(other, "hello"), replicas);
+        assert_eq!(cluster.replicas(other, "hello"), u64::from(replicas));
+        slowest.extend(times.into_iter().max());
         cluster.restart(old);
         cluster.until_ready(&[1, 2, 3]);
     }
-    eprintln!("leader told to end, three times: the slowest write took {:.2} s", slowest.as_secs_f64());
-    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    slowest.sort();
+    eprintln!("leader told to end, three times: the slowest write over another one took {slowest:.2?}");
+    // Whoever waits for an election waits for the silence before it. One round may have met a slow disk.
+    assert!(slowest[1] < SILENCE, "nobody took over before the leader was missed: {slowest:?}");
 
     // And by request.
     let old = cluster.leader();

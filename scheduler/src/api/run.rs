@@ -28,7 +28,7 @@ const STDIN_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 impl Service {
     pub(super) async fn run_program(&self, request: pb::RunRequest) -> Result<RunStream, Status> {
-        let (app, actors) = self.actors(&request.app, &request.actor)?;
+        let (app, actors) = self.fresh_actors(&request.app, &request.actor).await?;
         let [actor] = actors.as_slice() else {
             return Err(Status::invalid_argument("name one actor: APP/ACTOR"));
         };

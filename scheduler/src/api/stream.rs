@@ -37,8 +37,13 @@ impl Service {
         }
     }
 
-    /// The actors of `app` that a request means: one, or all.
-    pub(super) fn actors(&self, app: &str, actor: &str) -> Result<(Name, Vec<Name>), Status> {
+    /// The actors of `app` that a request means: one, or all; as of what was acknowledged by anybody.
+    pub(super) async fn fresh_actors(&self, app: &str, actor: &str) -> Result<(Name, Vec<Name>), Status> {
+        self.fresh(false).await?;
+        self.actors(app, actor)
+    }
+
+    fn actors(&self, app: &str, actor: &str) -> Result<(Name, Vec<Name>), Status> {
         let name = Self::name(app, "app")?;
         let state = self.shared.replica.read();
         let Some(at) = state.apps.get(&name) else {
@@ -58,7 +63,10 @@ impl Service {
     }
 
     pub(super) async fn logs_of(&self, request: pb::LogsRequest) -> Result<LogsStream, Status> {
-        let (app, actors) = self.actors(&request.app, &request.actor)?;
+        let fresh = self.fresh(false).await;
+        // While nobody leads, what an app that is known here prints is wanted most.
+        let (app, actors) =
+            self.actors(&request.app, &request.actor).map_err(|unknown| fresh.err().unwrap_or(unknown))?;
         let lines = if request.lines == 0 { LINES_DEFAULT } else { request.lines.min(LINES_MAX) };
         // Subscribed before the hosts are asked: nothing falls between.
         let mut live = match request.follow {
@@ -126,7 +134,7 @@ impl Service {
     }
 
     pub(super) async fn call_actor(&self, request: pb::CallRequest) -> Result<pb::CallResponse, Status> {
-        let (app, actors) = self.actors(&request.app, &request.actor)?;
+        let (app, actors) = self.fresh_actors(&request.app, &request.actor).await?;
         let [actor] = actors.as_slice() else {
             return Err(Status::invalid_argument("name one actor: APP/ACTOR"));
         };

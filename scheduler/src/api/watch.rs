@@ -1,5 +1,6 @@
 //! Watches: apps and hosts as they change, in the order of the log, resumable behind an index. A watcher that reads
-//! slowly gets the newest of each thing, never a queue that grows; one that does not read at all is cut, and told so.
+//! slowly gets the newest of each thing, never a queue that grows; one that does not read at all is cut, and told so. So is
+//! one that watches where nothing is heard any more.
 
 use crate::control::Shared;
 use crate::watched::Watched;
@@ -9,6 +10,7 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
@@ -23,6 +25,9 @@ const REST_MAX: Duration = Duration::from_millis(500);
 const REST_SHARE: u32 = 20;
 /// Who takes nothing for so long, though something waits, is cut.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Without a leader for so long, this scheduler is cut off, or all of them are in trouble: what it does not hear of,
+/// its watchers would take for peace.
+const LEADERLESS_MAX: Duration = Duration::from_secs(5);
 
 /// The state here must be as new as what any watcher was told before: who calls this waited for that.
 pub(super) fn watch(shared: Shared, request: pb::WatchRequest) -> Result<WatchStream, Status> {
@@ -65,16 +70,24 @@ impl Watcher {
         let mut seen = self.shared.seen();
         // Some things change by time alone: a host becomes suspect.
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let raft = self.shared.raft.status();
+        let mut led = Instant::now();
         loop {
-            let begun = tokio::time::Instant::now();
+            let begun = Instant::now();
+            if raft.borrow().leader.is_some() {
+                led = begun;
+            } else if begun - led >= LEADERLESS_MAX {
+                return Err(self.leaderless());
+            }
             let events = {
                 let watched = &mut self.watched;
                 self.shared.view(|view| watched.round(view))
             };
             let rest = (begun.elapsed() * REST_SHARE).clamp(REST_MIN, REST_MAX);
             for event in events {
+                let index = event.index;
                 match self.sender.send_timeout(Ok(event), PATIENCE).await {
-                    Ok(()) => {}
+                    Ok(()) => self.after = index,
                     Err(SendTimeoutError::Closed(_)) => return Ok(()),
                     Err(SendTimeoutError::Timeout(_)) => {
                         let seconds = PATIENCE.as_secs();
@@ -92,5 +105,13 @@ impl Watcher {
             }
             tokio::time::sleep_until(begun + rest).await;
         }
+    }
+
+    fn leaderless(&self) -> Status {
+        let (id, seconds, after) = (self.shared.raft.status().borrow().id, LEADERLESS_MAX.as_secs(), self.after);
+        Status::unavailable(format!(
+            "scheduler {id} has known no leader for {seconds} s, and this watch was cut; go on behind index {after} at another \
+             one, or here when it knows one again: see `lattice schedulers list`"
+        ))
     }
 }

@@ -19,7 +19,10 @@ use tonic::Status;
 
 /// How long a leader is looked for before the client is told that there is none. Elections take a second or two.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// After a try that failed: the next one, unless somebody else leads before.
 const AGAIN: Duration = Duration::from_millis(100);
+/// For who is asked as the leader to be one: others hear of it before the disk here has its first entry.
+const TAKE_OFFICE: Duration = Duration::from_millis(500);
 /// For one try; a write that waits longer is asked for again, under the same id.
 const TRY: Duration = Duration::from_secs(4);
 /// For a change of members, and for leadership, to have come about.
@@ -125,7 +128,9 @@ impl Peers {
 
     pub(super) async fn ask(&self, what: Ask) -> Result<Answer, Status> {
         let end = Instant::now() + PATIENCE;
+        let mut status = self.0.raft.status();
         loop {
+            let tried = in_office(&status.borrow_and_update());
             let error = match self.try_ask(what.clone()).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
@@ -133,7 +138,10 @@ impl Peers {
             if error.code() != tonic::Code::Unavailable || Instant::now() + AGAIN > end {
                 return Err(error);
             }
-            tokio::time::sleep(AGAIN).await;
+            let another = status.wait_for(|status| in_office(status) != tried);
+            if let Ok(Err(_ended)) = tokio::time::timeout(AGAIN, another).await {
+                return Err(error);
+            }
         }
     }
 
@@ -184,7 +192,7 @@ impl Peers {
     /// What the leader does; `None` when this scheduler leads no more, and nothing was done.
     pub(super) async fn answer(&self, what: Ask) -> Result<Option<Answer>, Status> {
         // What an older leader wrote may not be applied here yet: nothing is decided on less.
-        if !self.0.raft.status().borrow().governs {
+        if !self.governs_soon().await {
             return Ok(None);
         }
         let done = match what {
@@ -201,6 +209,14 @@ impl Peers {
             Err(Failed::Outdated(why)) => Err(Status::failed_precondition(why)),
             Err(Failed::Status(status)) => Err(status),
         }
+    }
+
+    /// Whether this scheduler governs, or does in a moment.
+    async fn governs_soon(&self) -> bool {
+        let mut status = self.0.raft.status();
+        let settled = status.wait_for(|status| status.governs || status.leader.is_some_and(|id| id != status.id));
+        let settled = tokio::time::timeout(TAKE_OFFICE, settled).await;
+        settled.is_ok_and(|status| status.is_ok_and(|status| status.governs))
     }
 
     async fn commit(&self, commands: Vec<pb::Command>) -> Result<pb::Outcomes, Failed> {
@@ -377,8 +393,9 @@ impl Peers {
                 () if members.is_voter(id) => "voter",
                 () => "learner",
             };
-            let (state, message) =
-                roster::state(id, &wanted, members, lost, index + roster::BEHIND_MAX < status.committed);
+            let behind = index + roster::BEHIND_MAX < status.committed;
+            let too_large = self.0.outbox.too_large(id);
+            let (state, message) = roster::state(id, &wanted, members, lost, behind, too_large);
             let message = match problem {
                 Some(problem) if id == status.id => format!("as seen from here: {problem}"),
                 _ => message,
@@ -396,6 +413,11 @@ impl Peers {
         });
         pb::SchedulerList { items: items.collect(), index: status.committed }
     }
+}
+
+/// Who can be asked, and whether it can answer.
+fn in_office(status: &raft::Status) -> (Option<u64>, bool) {
+    (status.leader, status.governs)
 }
 
 /// Why the leader did not do it.

@@ -7,6 +7,7 @@ use proto::v1 as pb;
 use proto::v1::peer_client::PeerClient;
 use proto::v1::peer_frame::What;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -59,6 +60,17 @@ pub(super) struct Link {
     client: Mutex<Option<Client>>,
     /// Why it is not.
     problem: Mutex<String>,
+    /// Bytes of what is to be sent and is larger than anything may be: a state. 0: nothing is.
+    too_large: AtomicUsize,
+}
+
+/// What became of a message.
+#[derive(Debug, PartialEq, Eq)]
+enum Put {
+    Queued,
+    Dropped,
+    /// It can never be sent.
+    TooLarge,
 }
 
 struct AbortOnDrop(tokio::task::AbortHandle);
@@ -84,7 +96,7 @@ impl Queue {
         let bytes = message.len();
         if bytes > pieces::PIECE_BYTES {
             let fits = self.large.len() < LARGE_MAX && self.large_bytes + bytes <= LARGE_BYTES_MAX;
-            if bytes > pieces::MESSAGE_BYTES_MAX || !(fits || self.large.is_empty()) {
+            if !(fits || self.large.is_empty()) {
                 return false;
             }
             self.large_bytes += bytes;
@@ -119,14 +131,17 @@ impl Queue {
 
 impl raft::Transport for Outbox {
     fn send(&mut self, to: u64, message: Vec<u8>) {
-        let link = self.link(to);
-        let taken = link.as_ref().is_some_and(|link| {
-            let connected = link.client().is_some();
-            connected && link.queue.lock().unwrap_or_else(PoisonError::into_inner).put(message)
-        });
-        match link {
-            Some(link) if taken => link.wake.notify_one(),
-            _ => self.lost(to),
+        let link = self.link(to).filter(|link| link.client().is_some());
+        match link.map(|link| link.put(message)) {
+            Some(Put::Queued) => {}
+            // The log has it for under way until it gives it up, after a minute. Told of the loss it would make the whole
+            // state again at once, and again.
+            Some(Put::TooLarge) => tracing::error!(
+                scheduler = to,
+                bytes_max = pieces::MESSAGE_BYTES_MAX,
+                "the state is too large to be sent; see `lattice schedulers list`"
+            ),
+            Some(Put::Dropped) | None => self.lost(to),
         }
     }
 }
@@ -156,6 +171,11 @@ impl Outbox {
         }
     }
 
+    /// Bytes of the state, if it is too large to be sent to `id`, who needs it.
+    pub(super) fn too_large(&self, id: u64) -> Option<usize> {
+        self.link(id)?.too_large()
+    }
+
     /// Keeps a way to each of `ids`, and to nobody else.
     pub(super) fn keep(&self, peers: &Peers, ids: &[u64]) {
         let mut links = self.0.links.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,6 +195,26 @@ impl Outbox {
 }
 
 impl Link {
+    fn put(&self, message: Vec<u8>) -> Put {
+        let bytes = message.len();
+        if bytes > pieces::MESSAGE_BYTES_MAX {
+            self.too_large.store(bytes, Ordering::Relaxed);
+            return Put::TooLarge;
+        }
+        if !self.queue.lock().unwrap_or_else(PoisonError::into_inner).put(message) {
+            return Put::Dropped;
+        }
+        if bytes > pieces::PIECE_BYTES {
+            self.too_large.store(0, Ordering::Relaxed);
+        }
+        self.wake.notify_one();
+        Put::Queued
+    }
+
+    fn too_large(&self) -> Option<usize> {
+        Some(self.too_large.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
     pub(super) fn client(&self) -> Option<Client> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -361,6 +401,16 @@ mod tests {
         let mut queue = Queue::default();
         assert!(queue.put(vec![0; LARGE_BYTES_MAX + 1]));
         assert!(!queue.put(vec![0; pieces::PIECE_BYTES + 1]));
+    }
+
+    #[test]
+    fn what_can_never_be_sent_is_remembered_until_it_can() {
+        let link = Link::default();
+        assert_eq!(link.put(vec![0; pieces::MESSAGE_BYTES_MAX + 1]), Put::TooLarge);
+        assert_eq!(link.put(vec![0; 10]), Put::Queued, "a heartbeat says nothing about it");
+        assert_eq!(link.too_large(), Some(pieces::MESSAGE_BYTES_MAX + 1));
+        assert_eq!(link.put(vec![0; pieces::MESSAGE_BYTES_MAX]), Put::Queued);
+        assert_eq!(link.too_large(), None);
     }
 
     #[test]

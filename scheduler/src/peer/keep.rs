@@ -81,60 +81,63 @@ async fn tend(peers: &Peers, status: &raft::Status) {
     }
 }
 
-/// Members that are reached and not far behind.
-fn ready(peers: &Peers, status: &raft::Status) -> BTreeSet<u64> {
-    roster::ready(status, peers.reached(status))
-}
-
 /// Since when each member is as it is; begun anew by each leader.
 #[derive(Default)]
-struct Watched(BTreeMap<u64, (bool, Instant)>);
+struct Watched(BTreeMap<u64, Seen>);
+
+#[derive(Default)]
+struct Seen {
+    /// Not reached since then. Behind is not gone: it may be fetching a large state.
+    silent: Option<Instant>,
+    /// Reached, and not far behind, since then.
+    stable: Option<Instant>,
+}
 
 impl Watched {
-    fn look(&mut self, members: &Members, ready: &BTreeSet<u64>) -> BTreeMap<u64, roster::Since> {
+    fn look(
+        &mut self,
+        members: &Members,
+        reached: &BTreeSet<u64>,
+        ready: &BTreeSet<u64>,
+    ) -> BTreeMap<u64, roster::Since> {
         self.0.retain(|id, _| members.contains(*id));
+        let now = Instant::now();
         for id in members.voters.iter().chain(&members.learners) {
-            let is_ready = ready.contains(id);
-            let (was_ready, since) = self.0.entry(*id).or_insert_with(|| (is_ready, Instant::now()));
-            if *was_ready != is_ready {
-                (*was_ready, *since) = (is_ready, Instant::now());
-            }
+            let seen = self.0.entry(*id).or_default();
+            seen.silent = if reached.contains(id) { None } else { seen.silent.or(Some(now)) };
+            seen.stable = if ready.contains(id) { seen.stable.or(Some(now)) } else { None };
         }
-        let of = |(is_ready, since): &(bool, Instant)| {
-            let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-            if *is_ready {
-                roster::Since { silent_ms: 0, stable_ms: ms }
-            } else {
-                roster::Since { silent_ms: ms, stable_ms: 0 }
-            }
+        let ms = |since: Option<Instant>| {
+            since.map_or(0, |since| u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX))
         };
+        let of = |seen: &Seen| roster::Since { silent_ms: ms(seen.silent), stable_ms: ms(seen.stable) };
         self.0.iter().map(|(id, seen)| (*id, of(seen))).collect()
     }
 }
 
-/// Removes a voter that is gone for good, by all that can be seen, when another one waits for its place.
+/// Removes a member that is gone for good, by all that can be seen, when that costs nothing.
 async fn replace(peers: &Peers, status: &raft::Status, watched: &mut Watched) {
     let Some((_, identity)) = &peers.0.own else { return };
     debug_assert_eq!(identity.id, status.id);
-    let ready = ready(peers, status);
-    let since = watched.look(&status.members, &ready);
+    let reached = peers.reached(status);
+    let ready = roster::ready(status, reached.clone());
+    let since = watched.look(&status.members, &reached, &ready);
     let id = {
         let state = peers.0.replica.read();
         let known = roster::Known { me: status.id, wanted: &state.members, members: &status.members, ready: &ready };
         roster::replaceable(&known, &since, peers.0.replace_after_ms)
     };
     let Some(id) = id else { return };
-    // Behind is not gone: it may be fetching a large snapshot.
-    if peers.0.outbox.problem(id).is_none() {
-        return;
-    }
     let remove = pb::RemoveMember { id };
     match tokio::time::timeout(CHANGE, peers.write_one(String::new(), Command::RemoveMember(remove))).await {
         Ok(Ok(_)) => {
             let minutes = peers.0.replace_after_ms / 60_000;
-            tracing::warn!(scheduler = id, minutes, "not reached for long, and replaced by one that stood by");
+            let voted = status.members.is_voter(id);
+            tracing::warn!(scheduler = id, minutes, voted, "not reached for long, and removed");
         }
-        Ok(Err(error)) => tracing::warn!(scheduler = id, error = error.message(), "not replaced"),
+        Ok(Err(error)) => {
+            tracing::warn!(scheduler = id, error = error.message(), "not reached for long, and not removed")
+        }
         Err(_) => {}
     }
 }

@@ -56,7 +56,8 @@ pub struct Config {
     pub advertise: Option<String>,
     /// To be taken in by those who are there already. Ignored when it was.
     pub join: Option<Join>,
-    /// A voter that is not reached for so long is removed, while another one stands by for its place. 0: never.
+    /// A voter that is not reached for so long is removed, while another one stands by for its place; one that only learns,
+    /// in any case. 0: never.
     pub replace_after: Duration,
     /// How long its certificate is good; it signs a new one when a third of that is over.
     pub leaf_life: Duration,
@@ -81,7 +82,12 @@ pub enum Error {
         "--peer-listen {0} is no address that others can use; say with --peer-advertise HOST:PORT where they reach it"
     )]
     Advertise(SocketAddr),
-    #[error("{}: {detail}; put back a copy of the data folder, or remove this scheduler from the lattice and start it with an empty --data, --join and a new token", path.display())]
+    #[error(
+        "{}: {detail}; if it can not be read, put no older copy of the data folder in its place: remove this scheduler with \
+         `lattice schedulers remove ID`, then start it with an empty --data, --join and a new token; one that was alone \
+         goes on from a backup, with `lattice restore`",
+        path.display()
+    )]
     Identity { path: PathBuf, detail: String },
     #[error("this scheduler is one of several, its data folder {} says; give --peer-listen, as before", .0.display())]
     NeedsListener(PathBuf),

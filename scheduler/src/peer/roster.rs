@@ -1,6 +1,7 @@
 //! Who may speak here, and what the leader does about its members: decided from the state and the log's members alone.
 //! Pure. Must never let somebody back in who was removed or lost its log, nor remove the voters that a quorum needs.
 
+use super::pieces::MESSAGE_BYTES_MAX;
 use crate::raft::{self, Change, Members};
 use crate::state::{Member, State, Wants, lost_log, removed};
 use proto::fault::{Fault, built_in};
@@ -139,24 +140,29 @@ pub(super) struct Since {
     pub(super) stable_ms: u64,
 }
 
-/// The voter whose place another one takes: one that was not reached for `after_ms`, while a member that waits to vote was
-/// there and up to date for `STABLE_MS`. One at a time, the longest gone first, and only while most of the voters that
-/// would be left are there.
+/// The member that is given up: one that was not reached for `after_ms`, the longest gone first. A voter only while a member
+/// that waits to vote was there and up to date for `STABLE_MS`, to take its place, and while most of the voters that would be
+/// left are there. One that only learns costs no quorum, but a place, and what its version can not apply nobody may ask
+/// for. The last other one stays: with it would go the only second copy there may be.
 pub(super) fn replaceable(known: &Known<'_>, since: &BTreeMap<u64, Since>, after_ms: u64) -> Option<u64> {
     let Known { me, wanted, members, ready } = known;
-    // A voter that was removed already makes its place free first.
-    if after_ms == 0 || members.is_joint() || members.voters.iter().any(|id| !wanted.contains_key(id)) {
+    // Who was removed already makes its place free first.
+    let leaving = |id: &u64| !wanted.contains_key(id);
+    if after_ms == 0 || members.is_joint() || members.voters.iter().chain(&members.learners).any(leaving) {
         return None;
     }
     let of = |id: &u64| since.get(id).copied().unwrap_or(Since { silent_ms: 0, stable_ms: 0 });
-    let waits = |id: &&u64| {
+    let gone = |ids: &[u64]| {
+        let gone = ids.iter().copied().filter(|id| id != me && of(id).silent_ms >= after_ms);
+        gone.max_by_key(|id| of(id).silent_ms)
+    };
+    let waits = |id: &u64| {
         let stands_by = wanted.get(id).is_some_and(|member| member.wants == Wants::Auto);
         stands_by && ready.contains(id) && of(id).stable_ms >= STABLE_MS
     };
-    members.learners.iter().find(waits)?;
-    let gone = members.voters.iter().filter(|id| *id != me && of(id).silent_ms >= after_ms);
-    let id = *gone.max_by_key(|id| of(id).silent_ms)?;
-    check_removal(id, wanted, members, ready).is_ok().then_some(id)
+    let replaced = gone(&members.voters).filter(|_| members.learners.iter().any(waits));
+    let replaced = replaced.filter(|id| check_removal(*id, wanted, members, ready).is_ok());
+    replaced.or_else(|| gone(&members.learners).filter(|_| wanted.len() > 2))
 }
 
 /// Whether scheduler `id` can be removed without the others losing their quorum. `reached` includes the leader.
@@ -193,13 +199,15 @@ pub fn check_removal(
     Ok(())
 }
 
-/// How a scheduler is, and what to do about it. `lost`: why it is not reached.
-pub fn state(
+/// How a scheduler is, and what to do about it. `lost`: why it is not reached. `too_large`: bytes of the state that it needs,
+/// if those are more than can be sent.
+pub(super) fn state(
     id: u64,
     wanted: &BTreeMap<u64, Member>,
     members: &Members,
     lost: Option<String>,
     behind: bool,
+    too_large: Option<usize>,
 ) -> (&'static str, String) {
     let Some(member) = wanted.get(&id) else {
         // A scheduler alone, without a peer listener, tells nobody who it is.
@@ -213,7 +221,14 @@ pub fn state(
         return ("joining", String::new());
     }
     if behind {
-        return ("behind", "it catches up".into());
+        let message = match too_large {
+            None => "it catches up".to_owned(),
+            Some(bytes) => format!(
+                "it needs all of the state, which has {bytes} bytes, and {MESSAGE_BYTES_MAX} are the most that can be sent: \
+                 delete apps that nobody needs; a minute later it is sent again"
+            ),
+        };
+        return ("behind", message);
     }
     if members.is_voter(id) {
         return ("ready", String::new());
@@ -317,6 +332,38 @@ mod tests {
     }
 
     #[test]
+    fn who_only_learns_and_is_gone_for_long_gives_its_place_up() {
+        let all =
+            wanted(&[(1, Wants::Vote), (2, Wants::Auto), (3, Wants::Auto), (4, Wants::Auto), (5, Wants::Standby)]);
+        let now = members(&[1, 2, 3], &[4, 5]);
+        let gone = |silent_ms| Since { silent_ms, stable_ms: 0 };
+        let there = Since { silent_ms: 0, stable_ms: STABLE_MS };
+        let after = 60_000;
+        let look = |wanted: &BTreeMap<u64, Member>, members: &Members, ready: &[u64], since: &[(u64, Since)], after| {
+            let (ready, since) = (ready.iter().copied().collect(), since.iter().copied().collect());
+            replaceable(&Known { me: 1, wanted, members, ready: &ready }, &since, after)
+        };
+        assert_eq!(look(&all, &now, &[1, 2, 3, 4], &[(4, there), (5, gone(after))], after), Some(5), "a standby");
+        assert_eq!(look(&all, &now, &[1, 2, 3, 5], &[(4, gone(after)), (5, there)], after), Some(4), "one that waits");
+        let both = [(4, gone(after)), (5, gone(after + 1))];
+        assert_eq!(look(&all, &now, &[1, 2, 3], &both, after), Some(5), "the longest gone first");
+        assert_eq!(look(&all, &now, &[1, 2, 3], &both, 0), None, "told never to");
+        assert_eq!(look(&all, &now, &[1, 2, 3], &[(4, gone(after - 1)), (5, there)], after), None, "not long enough");
+        // It is reached, and behind: it may be fetching a large state.
+        assert_eq!(look(&all, &now, &[1, 2, 3], &[(4, gone(0)), (5, there)], after), None);
+        let voter_too = [(3, gone(after)), (4, there), (5, gone(after + 1))];
+        assert_eq!(look(&all, &now, &[1, 2, 4], &voter_too, after), Some(3), "a voter costs more");
+        let nobody_waits = [(3, gone(after)), (4, gone(after)), (5, there)];
+        assert_eq!(look(&all, &now, &[1, 2, 5], &nobody_waits, after), Some(4), "the voter stays");
+        // The removal before is under way still.
+        let mut fewer = all.clone();
+        fewer.remove(&5);
+        assert_eq!(look(&fewer, &now, &[1, 2, 3], &both, after), None);
+        let two = auto(&[1, 2]);
+        assert_eq!(look(&two, &members(&[1], &[2]), &[1], &[(2, gone(after))], after), None, "the only other one");
+    }
+
+    #[test]
     fn the_number_of_voters_stays_odd_unless_told_otherwise() {
         let four = auto(&[1, 2, 3, 4]);
         assert_eq!(next(&four, &members(&[1, 2, 3], &[4]), &[1, 2, 3, 4]), []);
@@ -357,16 +404,22 @@ mod tests {
     fn each_state_says_the_next_step() {
         let all = wanted(&[(1, Wants::Vote), (2, Wants::Auto), (3, Wants::Standby), (4, Wants::Vote)]);
         let now = members(&[1, 9], &[2, 3]);
-        let at = |id, lost: Option<&str>, behind| state(id, &all, &now, lost.map(str::to_owned), behind);
+        let at = |id, lost: Option<&str>, behind| state(id, &all, &now, lost.map(str::to_owned), behind, None);
         assert_eq!(at(1, None, false).0, "ready");
-        assert_eq!(at(1, None, true).0, "behind");
+        assert_eq!(at(1, None, true), ("behind", "it catches up".to_owned()));
+        let (state_name, message) = state(1, &all, &now, None, true, Some(1_073_741_900));
+        assert!(
+            state_name == "behind" && message.contains("1073741900 bytes") && message.contains("delete"),
+            "{message}"
+        );
+        assert_eq!(state(1, &all, &now, None, false, Some(1_073_741_900)).0, "ready", "it was");
         let (state_name, message) = at(1, Some("refused"), true);
         assert!(state_name == "unreachable" && message.contains("lattice schedulers remove 1"), "{message}");
         assert_eq!(at(2, None, false).0, "joining");
-        assert_eq!(state(2, &all, &members(&[1], &[2]), None, false).0, "standby");
+        assert_eq!(state(2, &all, &members(&[1], &[2]), None, false, None).0, "standby");
         assert!(at(3, None, false).1.contains("promote 3"));
         assert_eq!((at(4, None, false).0, at(9, None, false).0), ("joining", "leaving"));
-        assert_eq!(state(1, &auto(&[]), &members(&[1], &[]), None, false).0, "ready");
+        assert_eq!(state(1, &auto(&[]), &members(&[1], &[]), None, false, None).0, "ready");
     }
 
     #[test]

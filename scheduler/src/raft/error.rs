@@ -52,8 +52,9 @@ pub enum Error {
     )]
     Format { dir: PathBuf, found: u32, known: u32 },
     #[error(
-        "{file} is damaged: {record}: {detail}; put back a copy of the data directory, or move it away and let this \
-         scheduler join as a new member"
+        "{file} is damaged: {record}: {detail}; an older copy of it would have forgotten votes, so put none back: remove this \
+         member with `lattice schedulers remove ID`, then start it with an empty --data, --join and a new token; one that \
+         was alone goes on from a backup, with `lattice restore`"
     )]
     Damaged { file: PathBuf, record: String, detail: String },
     #[error(

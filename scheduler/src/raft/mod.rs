@@ -83,10 +83,11 @@ pub struct Config {
     /// Where the log lives; made if missing.
     pub dir: PathBuf,
     pub tick_ms: u64,
-    /// Silence of a leader after which another is sought: drawn from [n, 3n/2) ticks.
+    /// Silence of a leader after which another is sought: from n + 1 ticks to half as many more, each voter at a time of
+    /// its own.
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
-    /// Seed of the election timeouts.
+    /// Where the turns of the election timeouts begin: the same at all members.
     pub seed: u64,
     /// Bytes of log beyond which the state is stored as a snapshot and the log before it dropped.
     pub log_bytes_max: u64,
@@ -110,7 +111,7 @@ impl Config {
             tick_ms: TICK_MS,
             election_ticks: 20,
             heartbeat_ticks: 4,
-            seed: id,
+            seed: 0,
             log_bytes_max: 64 << 20,
             proposals_max: 1024,
             entry_bytes_max: 1 << 20,

@@ -32,6 +32,7 @@ pub struct Settings {
     pub id: u64,
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
+    /// Where the turns of the election timeouts begin: the same at all members.
     pub seed: u64,
     /// Starts of this member so far: no two may share it, or a read could take the answer to an older one.
     pub boots: u64,
@@ -133,8 +134,6 @@ pub enum NotTaken {
 pub struct Node {
     raw: RawNode<Log>,
     settings: Settings,
-    /// Elections begun here: with seed, start and term it gives the next timeout.
-    campaigns: u64,
     rounds: u64,
     /// Members that are being sent a snapshot -> ticks since.
     snapshots: BTreeMap<u64, u64>,
@@ -169,17 +168,14 @@ impl Node {
         config.validate().map_err(|error| error.to_string())?;
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, log, &logger).map_err(|error| error.to_string())?;
-        let mut node = Self { raw, settings, campaigns: 0, rounds: 0, snapshots: BTreeMap::new() };
+        let mut node = Self { raw, settings, rounds: 0, snapshots: BTreeMap::new() };
         node.set_timeout();
         Ok(node)
     }
 
     /// Time passes.
     pub fn tick(&mut self) {
-        let acted = self.raw.tick();
-        if acted && self.raw.raft.state != StateRole::Leader {
-            self.campaigns += 1;
-        }
+        self.raw.tick();
         if self.raw.raft.state != StateRole::Leader {
             self.raw.mut_store().withdraw();
         }
@@ -189,7 +185,6 @@ impl Node {
 
     /// Seeks leadership now rather than after a timeout; a member that is alone leads when this returns.
     pub fn campaign(&mut self) -> Result<(), String> {
-        self.campaigns += 1;
         let result = self.raw.campaign().map_err(|error| error.to_string());
         self.set_timeout();
         result
@@ -412,8 +407,12 @@ impl Node {
         self.role() == Role::Leader && self.raw.raft.apply_to_current_term()
     }
 
+    /// Who leads, as far as is known here. Who does not vote never seeks a leader itself, and would know for ever one that
+    /// is gone: after two election timeouts of silence it knows none.
     pub fn leader(&self) -> Option<u64> {
-        Some(self.raw.raft.leader_id).filter(|id| *id != raft::INVALID_ID)
+        let raft = &self.raw.raft;
+        let silent = raft.state == StateRole::Follower && raft.election_elapsed >= 2 * self.settings.election_ticks;
+        Some(raft.leader_id).filter(|id| *id != raft::INVALID_ID && !silent)
     }
 
     pub fn term(&self) -> u64 {
@@ -493,11 +492,14 @@ impl Node {
     }
 
     /// The machine draws its election timeout from the thread's own randomness whenever it starts over. In its place
-    /// goes one that only depends on the seed, the start, the term and how often this member campaigned.
+    /// goes one that only depends on the voters, the term and the seed.
     fn set_timeout(&mut self) {
-        let Settings { seed, id, boots, election_ticks, .. } = self.settings;
-        let drawn = timeout::draw(election_ticks, &[seed, id, boots, self.raw.raft.term, self.campaigns]);
-        self.raw.raft.set_randomized_election_timeout(drawn);
+        let Settings { seed, id, election_ticks, .. } = self.settings;
+        let conf = self.raw.store().conf();
+        let outgoing = conf.voters_outgoing.iter().filter(|id| !conf.voters.contains(id));
+        let voters = conf.voters.iter().chain(outgoing).copied();
+        let ticks = timeout::ticks(election_ticks, id, voters, seed, self.raw.raft.term);
+        self.raw.raft.set_randomized_election_timeout(ticks);
     }
 }
 

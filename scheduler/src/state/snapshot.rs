@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 /// A snapshot that this build can not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("snapshot: {0}; restore the data directory from a backup, or update lattice if a newer one wrote it")]
+#[error(
+    "snapshot: {0}; restore a backup into an empty folder with `lattice restore`, or update lattice if a newer one wrote it"
+)]
 pub struct Corrupt(pub String);
 
 impl State {

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
 use super::{Dice, Memory, Words, settings};
-use crate::raft::Role;
 use crate::raft::StateMachine as _;
 use crate::raft::node::{Node, Outgoing};
 use crate::raft::storage::{Begin, Store};
+use crate::raft::{Change, Role};
 
 const LOG_BYTES_MAX: u64 = 3000;
 
@@ -98,6 +98,8 @@ pub(super) struct World {
     /// None: down.
     members: BTreeMap<u64, Option<Member>>,
     wire: VecDeque<(u64, Outgoing)>,
+    /// A message is under way for less than so many ticks.
+    late: u64,
     /// Log index -> what was committed there, by anyone's word.
     pub(super) committed: BTreeMap<u64, (u64, Vec<u8>)>,
     leaders: BTreeMap<u64, u64>,
@@ -119,6 +121,7 @@ impl World {
             gone: BTreeSet::new(),
             members,
             wire: VecDeque::new(),
+            late: 3,
             committed: BTreeMap::new(),
             leaders: BTreeMap::new(),
             trace: 0xcbf2_9ce4_8422_2325,
@@ -174,7 +177,7 @@ impl World {
         member.work(&mut out, &mut self.committed);
         self.taken_over += member.taken_over - before;
         for message in out {
-            let due = time + self.dice.roll(3);
+            let due = time + self.dice.roll(self.late);
             self.wire.push_back((due, message));
         }
     }
@@ -299,6 +302,61 @@ fn members_agree_through_crashes_and_snapshots() {
 fn the_same_seed_gives_the_same_trace() {
     assert_eq!(run(3).trace, run(3).trace);
     assert_ne!(run(3).trace, run(4).trace);
+}
+
+#[test]
+fn one_election_is_enough_when_a_leader_dies() {
+    for count in [2, 3, 5, 7] {
+        for seed in 1..=40 {
+            let mut world = World::new(seed, count);
+            world.late = 1;
+            let mut time = 0;
+            let mut until = |world: &mut World, what: &dyn Fn(&mut World) -> bool| {
+                let begun = time;
+                while !what(world) {
+                    world.step(time, 0, true);
+                    time += 1;
+                    assert!(time < begun + 20, "{count} members, seed {seed}: nobody leads");
+                }
+            };
+            until(&mut world, &|world| world.leader().is_some());
+            let (id, term) = world.leader().map(|node| (node.id(), node.term())).unwrap();
+            // It dies at any time between two heartbeats.
+            for _ in 0..=seed {
+                until(&mut world, &|world| world.dice.roll(2) == 0);
+            }
+            world.crash(id);
+            // One of two can not go on alone: it must not try to, either.
+            if count == 2 {
+                (0..100).for_each(|time| world.step(1_000 + time, 0, true));
+                assert!(world.leader().is_none());
+                continue;
+            }
+            until(&mut world, &|world| world.leader().is_some());
+            let next = world.leader().unwrap();
+            assert_eq!(next.term(), term + 1, "{count} members, seed {seed}: votes were split");
+        }
+    }
+}
+
+#[test]
+fn who_only_learns_knows_no_leader_that_is_silent() {
+    let mut world = World::new(5, 1);
+    let id = world.join();
+    let known = |world: &World| world.members[&id].as_ref().unwrap().node.leader();
+    for time in 0..40 {
+        if let Some(leader) = world.leader().filter(|node| !node.members().contains(id)) {
+            let _ = leader.propose_change(&[Change::Learner(id)]);
+        }
+        world.step(time, 0, false);
+    }
+    assert_eq!(known(&world), Some(1));
+    world.crash(1);
+    (40..80).for_each(|time| world.step(time, 0, false));
+    assert_eq!(known(&world), None);
+    world.restart(1);
+    (80..120).for_each(|time| world.step(time, 0, false));
+    assert_eq!(known(&world), Some(1));
 }
 
 #[test]
