@@ -38,6 +38,7 @@ mod schedulers;
 mod strict;
 #[cfg(feature = "otel")]
 mod tracing;
+mod unused;
 mod versions;
 mod walls;
 mod watching;

@@ -375,7 +375,7 @@ async fn tls_has_a_certificate_for_each_name_and_takes_new_ones_up() {
     let dir = tempfile::tempdir().unwrap();
     let (shop, shop_cert) = write_pair(dir.path(), "shop", "shop.example");
     let (cafe, cafe_cert) = write_pair(dir.path(), "cafe", "cafe.example");
-    let served = tls::server(&[shop.clone(), cafe.clone()]).unwrap();
+    let served = tls::server(&[shop.clone(), cafe.clone()].map(tls::Source::Files)).unwrap();
     let (_routes, seen) = watch::channel(table(&[route("", "/", "root")], &Book::default()));
     let limits = Limits { head_wait: Duration::from_millis(500), ..Limits::default() };
     let behind = Behind { limits, ..Behind::new(seen, Arc::new(Actors::default())) };
