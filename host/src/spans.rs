@@ -1,6 +1,6 @@
 //! Spans for OpenTelemetry: one for each request at the ingress, each invocation of an actor, each call of a provider or
-//! over the bus, and each request that leaves, joined by the trace context that goes along with all of them. Off unless the process was given a collector; then a span
-//! that is not begun costs one look at a flag.
+//! over the bus, and each request that leaves, joined by the trace context that goes along with all of them. Off unless
+//! the process was given a collector; then a span that is not begun costs one look at a flag.
 
 use crate::call::CallError;
 use crate::origin::{Origin, TRACEPARENT};

@@ -89,12 +89,12 @@ fn actors_that_call_each_other_are_in_one_trace(broker: Broker) {
     let ask = |lattice: &Lattice, trace: &str| {
         let (ingress, host) = (lattice.ingress("a"), "keystore-actor.localhost");
         until("it serves", SOON, || {
-            let request = Request { host, ..Request::get(ingress, "/name") };
-            (request.send().ok()?.status == 404).then_some(())
+            let request = Request { method: "PUT", host, body: b"Ada", ..Request::get(ingress, "/name") };
+            (request.send().ok()?.status == 204).then_some(())
         });
         let more = format!("traceparent: 00-{trace}-{PARENT}-01\r\n");
         let request = Request { host, more: &more, ..Request::get(ingress, "/name") };
-        assert_eq!(request.send().unwrap().status, 404);
+        assert_eq!(request.send().unwrap().text(), "Ada");
     };
     let (client, vault) = ("keystore-actor/client http", "keystore-actor/vault get");
     let asked = "wasi:keyvalue/store.get of keystore-actor/store";
