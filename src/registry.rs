@@ -10,9 +10,9 @@ use futures::TryStreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
-use oci_client::manifest::{ImageIndexEntry, OciDescriptor};
+use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest};
 use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference};
+use oci_client::{Client, Reference, RegistryOperation};
 use proto::app::{ARTIFACT_BYTES_MAX, Digest};
 use proto::manifest::ImageRef;
 use std::path::PathBuf;
@@ -30,6 +30,8 @@ const OLDER_LAYERS: [&str; 3] = [
     "application/vnd.module.wasm.content.layer.v1+wasm",
     "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
 ];
+/// Bytes that are sent to a registry at once.
+const PIECE_BYTES: usize = 1024 * 1024;
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
 /// Silence of a registry in the middle of an answer.
 const READ_WAIT: Duration = Duration::from_secs(30);
@@ -91,16 +93,43 @@ pub(crate) async fn push(args: &PushArgs) -> Result<(), Failure> {
     let size = component.bytes.len();
     let layers = [ImageLayer::new(component.bytes, LAYER.to_owned(), None)];
     let (client, auth) = connect(reference).map_err(|(why, help)| refused(why, help))?;
-    let spinner = spinner(reference, size);
-    let pushed = async {
-        client.push(reference, &layers, config, &auth, None).await?;
-        client.fetch_manifest_digest(reference, &auth).await
-    };
+    let bar = bar(reference, u64::try_from(size).unwrap_or(u64::MAX), "storing");
     let failed = |e| explain(reference, &e);
-    let pushed = pushed.await;
-    spinner.finish_and_clear();
+    let pushed = store(&client, reference, &auth, &layers, config, &bar).await;
+    bar.finish_and_clear();
     let manifest = pushed.map_err(failed).map_err(|(why, help)| refused(why, help))?;
     print::out(format!("pushed {}@{manifest} ({size} bytes)", reference.whole().split('@').next().unwrap_or_default()))
+}
+
+/// Stores the one layer piece by piece, so that `bar` shows how far it is. Gives the digest that the manifest has.
+async fn store(
+    client: &Client,
+    reference: &Reference,
+    auth: &RegistryAuth,
+    layers: &[ImageLayer],
+    config: Config,
+    bar: &ProgressBar,
+) -> Result<String, OciDistributionError> {
+    let image = OciImageManifest::build(layers, &config, None);
+    client.auth(reference, auth, RegistryOperation::Push).await?;
+    for (layer, descriptor) in layers.iter().zip(&image.layers) {
+        let (data, digest, bar) = (layer.data.clone(), descriptor.digest.as_str(), bar.clone());
+        let pieces = (0..data.len()).step_by(PIECE_BYTES).map({
+            let data = data.clone();
+            move |at| {
+                bar.set_position(u64::try_from(at).unwrap_or_default());
+                Ok(data.slice(at..data.len().min(at + PIECE_BYTES)))
+            }
+        });
+        match client.push_blob_stream(reference, futures::stream::iter(pieces), digest, None).await {
+            // Some registries take it whole only.
+            Err(OciDistributionError::SpecViolationError(_)) => client.push_blob(reference, data, digest).await?,
+            stored => stored?,
+        };
+    }
+    client.push_blob(reference, config.data, &image.config.digest).await?;
+    client.push_manifest(reference, &image.into()).await?;
+    client.fetch_manifest_digest(reference, auth).await
 }
 
 pub(crate) async fn pull(args: &PullArgs) -> Result<(), Failure> {
@@ -134,7 +163,7 @@ async fn fetch(reference: &Reference) -> Pulled {
     let (manifest, _) = client.pull_image_manifest(reference, &auth).await.map_err(failed)?;
     let layer = the_component(&manifest.layers).map_err(|why| (why, "push it with `lattice push`"))?;
     let size = u64::try_from(layer.size).unwrap_or(0);
-    let bar = bar(reference, size);
+    let bar = bar(reference, size, "fetching");
     let mut stream = client.pull_blob_stream(reference, layer).await.map_err(failed)?.stream;
     let mut bytes = Vec::new();
     let broken = |e: std::io::Error| (format!("broke off after {} bytes: {e}", bar.position()), "try again");
@@ -260,28 +289,17 @@ fn explain(reference: &Reference, error: &OciDistributionError) -> (String, &'st
     }
 }
 
-fn bar(reference: &Reference, size: u64) -> ProgressBar {
+fn bar(reference: &Reference, size: u64, what: &str) -> ProgressBar {
     if !print::watched() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(size);
-    let template = "fetching {msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
+    let template = format!("{what} {{msg}}  {{wide_bar}} {{bytes}}/{{total_bytes}}  {{bytes_per_sec}}");
+    if let Ok(style) = ProgressStyle::with_template(&template) {
         bar.set_style(style);
     }
     bar.set_message(reference.whole());
     bar
-}
-
-/// The library does not tell how far an upload is: at least that it goes on.
-fn spinner(reference: &Reference, size: usize) -> ProgressBar {
-    if !print::watched() {
-        return ProgressBar::hidden();
-    }
-    let spinner = ProgressBar::new_spinner();
-    spinner.set_message(format!("storing {size} bytes as {}", reference.whole()));
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    spinner
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use crate::print::shape::{Event, List, LogLine};
 use crate::print::table::{Cell, Table, Tint};
 use crate::{context, print};
 use clap::{Args, ValueEnum};
-use proto::v1::{EventsRequest, LogsRequest};
-use std::collections::{BTreeSet, VecDeque};
+use proto::v1::{self, EventsRequest, LogsRequest};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 use tonic::{Code, Status};
 
@@ -98,11 +99,11 @@ pub(crate) async fn logs(args: &LogsArgs, connect: &Connect) -> Result<(), Failu
     let (app, actor) = args.of.clone();
     let request = LogsRequest { app, actor, follow: args.follow, lines: args.lines };
     let color = print::color();
-    let (mut last_ms, mut printed) = (0, false);
+    let (mut last, mut printed) = (Last::default(), false);
     let mut failing_since: Option<tokio::time::Instant> = None;
     loop {
-        // After a break the server begins again with its latest lines: those up to `last_ms` were printed.
-        let skip_ms = last_ms;
+        // After a break the server begins again with its latest lines: those that came before are known.
+        let mut known = last.clone();
         let broken = match client
             .retry(PATIENCE, |mut api| {
                 let request = request.clone();
@@ -114,8 +115,11 @@ pub(crate) async fn logs(args: &LogsArgs, connect: &Connect) -> Result<(), Failu
                 match stream.message().await {
                     Ok(Some(batch)) => {
                         failing_since = None;
-                        for line in batch.lines.into_iter().filter(|line| line.time_ms > skip_ms || skip_ms == 0) {
-                            last_ms = line.time_ms.max(last_ms);
+                        for line in batch.lines {
+                            if known.take(&line) {
+                                continue;
+                            }
+                            last.add(&line);
                             if args.request.as_ref().is_some_and(|id| *id != line.request_id) {
                                 continue;
                             }
@@ -151,6 +155,48 @@ pub(crate) async fn logs(args: &LogsArgs, connect: &Connect) -> Result<(), Failu
             return Err(broken);
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The latest lines that came: as many as one answer may hold. Hosts have clocks of their own, and a millisecond has
+/// many lines, so a line is known by all that it says; what is said twice comes twice.
+#[derive(Debug, Default, Clone)]
+struct Last {
+    counts: HashMap<u64, u32>,
+    order: VecDeque<u64>,
+}
+
+impl Last {
+    fn of(line: &v1::LogLine) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (line.time_ms, line.instance, &line.actor, &line.host, &line.stream, &line.text, &line.request_id)
+            .hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn add(&mut self, line: &v1::LogLine) {
+        let line = Self::of(line);
+        *self.counts.entry(line).or_default() += 1;
+        self.order.push_back(line);
+        if self.order.len() > LINES_MAX as usize
+            && let Some(first) = self.order.pop_front()
+        {
+            self.forget(first);
+        }
+    }
+
+    /// Whether it is one of them, which it then is no more.
+    fn take(&mut self, line: &v1::LogLine) -> bool {
+        self.forget(Self::of(line))
+    }
+
+    fn forget(&mut self, line: u64) -> bool {
+        let Some(count) = self.counts.get_mut(&line) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            self.counts.remove(&line);
+        }
+        true
     }
 }
 
@@ -304,6 +350,25 @@ mod tests {
         }
         assert!(shown.is_new("a"), "only the latest are remembered");
         assert_eq!(shown.ids.len(), SHOWN_MAX);
+    }
+
+    #[test]
+    fn after_a_break_each_line_comes_once() {
+        let line = |time_ms, text: &str| v1::LogLine { time_ms, text: text.into(), ..v1::LogLine::default() };
+        let mut last = Last::default();
+        for shown in [line(5, "a"), line(5, "b"), line(5, "b"), line(4, "late")] {
+            last.add(&shown);
+        }
+        // The server tells them again, and what came in the same millisecond, or was said once more.
+        let mut known = last.clone();
+        let told =
+            [line(5, "a"), line(5, "b"), line(5, "b"), line(5, "b"), line(4, "late"), line(5, "c"), line(3, "x")];
+        let new: Vec<_> = told.iter().filter(|line| !known.take(line)).map(|line| line.text.as_str()).collect();
+        assert_eq!(new, ["b", "c", "x"]);
+        for n in 0..u64::from(LINES_MAX) {
+            last.add(&line(6 + n, "more"));
+        }
+        assert!(!last.take(&line(5, "a")) && last.take(&line(6, "more")) && last.counts.len() < LINES_MAX as usize);
     }
 
     #[test]

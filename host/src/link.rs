@@ -6,11 +6,13 @@ use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::Imports;
 use crate::capability::keystore::KeyStore;
 use crate::capability::keyvalue::KeyValue;
+use crate::capability::traced::Traced;
 use crate::capability::wire::{KeyStoreOver, KeyValueOver};
 use crate::origin::Origin;
 use crate::provider::keyvalue::KeyvalueStore;
 use crate::provider::serve::KeyValueServer;
 use crate::rpc::{Caller, RemoteServe};
+use crate::spans;
 use bus::Bus;
 use bytes::Bytes;
 use proto::app::{App, Builtin, Kind, Link, Name};
@@ -179,6 +181,10 @@ impl Binding {
         here.unwrap_or(Target::Remote)
     }
 
+    fn whom(&self) -> String {
+        format!("{}/{}", self.app, self.provider)
+    }
+
     /// The link as of a call that `origin` caused.
     fn caused_by(&self, origin: &Origin) -> LinkContext {
         LinkContext { origin: origin.clone(), ..self.context.clone() }
@@ -198,7 +204,11 @@ impl Binding {
         Ok(match self.target() {
             Target::Provider(LocalProvider::Keyvalue(store)) => {
                 let make = || store.keyvalue(&self.app, &self.provider, self.context.clone());
-                self.made.keyvalue_here.get_or_init(make).clone()
+                let here = self.made.keyvalue_here.get_or_init(make).clone();
+                match spans::are_on() {
+                    true => Arc::new(Traced::new(here, origin.clone(), self.whom())) as Arc<dyn KeyValue>,
+                    false => here,
+                }
             }
             Target::Actor(_) | Target::Remote if origin.is_none() => {
                 let make = || Arc::new(KeyValueOver::new(self.remote.clone(), self.context.clone())) as _;
@@ -214,7 +224,11 @@ impl Binding {
         match self.target() {
             Target::Provider(LocalProvider::Keyvalue(store)) => {
                 let make = || store.keystore(&self.app, &self.provider, self.context.clone());
-                self.made.keystore_here.get_or_init(make).clone()
+                let here = self.made.keystore_here.get_or_init(make).clone();
+                match spans::are_on() {
+                    true => Arc::new(Traced::new(here, origin.clone(), self.whom())) as Arc<dyn KeyStore>,
+                    false => here,
+                }
             }
             // Not kept: the actor's next revision is another one.
             Target::Actor(actor) => Arc::new(KeyStoreOver::new(actor, self.caused_by(origin))),

@@ -1,6 +1,6 @@
-//! Spans for OpenTelemetry: one for each request at the ingress, each invocation of an actor, and each call over the bus,
-//! joined by the trace context that goes along with all of them. Off unless the process was given a collector; then a span
-//! that is not begun costs one look at a flag.
+//! Spans for OpenTelemetry: one for each request at the ingress, each invocation of an actor, each call of a provider or
+//! over the bus, and each request that leaves, joined by the trace context that goes along with all of them. Off unless
+//! the process was given a collector; then a span that is not begun costs one look at a flag.
 
 use crate::call::CallError;
 use crate::origin::{Origin, TRACEPARENT};
@@ -18,10 +18,10 @@ pub enum Kind {
 }
 
 #[cfg(feature = "otel")]
-pub use on::{Span, begin, shutdown, start};
+pub use on::{Span, are_on, begin, shutdown, start};
 
 #[cfg(not(feature = "otel"))]
-pub use off::{Span, begin, shutdown};
+pub use off::{Span, are_on, begin, shutdown};
 
 /// What was caused by `span`, or by what caused it when nobody records.
 pub fn caused_by(span: &Span, origin: &Origin) -> Origin {
@@ -87,6 +87,11 @@ mod on {
         }
     }
 
+    /// Whether anything is recorded.
+    pub fn are_on() -> bool {
+        TRACER.get().is_some()
+    }
+
     /// A span; ends when it is dropped.
     #[derive(Debug, Default)]
     pub struct Span(Option<Box<SdkSpan>>);
@@ -148,6 +153,10 @@ mod off {
     /// Nothing: this build records no spans.
     #[derive(Debug, Default)]
     pub struct Span;
+
+    pub fn are_on() -> bool {
+        false
+    }
 
     pub fn begin(_: Kind, _: impl FnOnce() -> Origin, _: impl FnOnce() -> String) -> Span {
         Span

@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Bytes of all artifacts together.
 const STORE_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
@@ -135,14 +136,14 @@ impl Artifacts {
         Ok(size)
     }
 
-    /// Removes what no revision names and what is older than an hour: an apply may be under way.
-    pub fn sweep(&self, named: &std::collections::BTreeSet<Digest>) {
+    /// Removes what no revision names and what is older than `keep`: an apply may be under way.
+    pub fn sweep(&self, named: &std::collections::BTreeSet<Digest>, keep: Duration) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
             let digest = name.to_str().and_then(|n| format!("sha256:{n}").parse::<Digest>().ok());
             let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
-            let old = age.is_some_and(|a| a > std::time::Duration::from_secs(3600));
+            let old = age.is_some_and(|a| a > keep);
             let wanted = digest.as_ref().is_some_and(|d| named.contains(d));
             if old && !wanted {
                 if let Some(digest) = digest {

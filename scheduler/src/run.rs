@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 /// How often artifacts that nothing names are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
+const SWEEP_MIN: Duration = Duration::from_secs(1);
 /// How often components that are missing here are looked for, at least and at most.
 const HOLD_EVERY: Duration = Duration::from_secs(10);
 const HOLD_PAUSE: Duration = Duration::from_secs(1);
@@ -43,6 +44,8 @@ pub struct Config {
     pub log_bytes_max: u64,
     /// The newest version of commands that it applies: that of this build, unless it shall act as an older one.
     pub vocabulary: u32,
+    /// How long a component is kept that no app names.
+    pub keep_unused: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +136,7 @@ impl Scheduler {
         let (broken, _) = watch::channel(false);
         tasks.push(tokio::spawn(watched(observe(shared.clone(), stopped.clone()), broken.clone())));
         tasks.push(tokio::spawn(hold(shared.clone(), artifacts.clone(), stopped.clone())));
-        tasks.push(tokio::spawn(sweep(shared.clone(), artifacts, stopped)));
+        tasks.push(tokio::spawn(sweep(shared.clone(), artifacts, config.keep_unused, stopped)));
         Ok(Self { addr, fingerprint, shared, peers, stop, tasks, broken })
     }
 
@@ -229,15 +232,15 @@ async fn observe(shared: Shared, stop: watch::Receiver<bool>) {
     }
 }
 
-async fn sweep(shared: Shared, artifacts: Artifacts, mut stop: watch::Receiver<bool>) {
-    let mut tick = tokio::time::interval(SWEEP);
+async fn sweep(shared: Shared, artifacts: Artifacts, keep: Duration, mut stop: watch::Receiver<bool>) {
+    let mut tick = tokio::time::interval(keep.clamp(SWEEP_MIN, SWEEP));
     loop {
         tokio::select! {
             _ = stop.changed() => return,
             _ = tick.tick() => {}
         }
         let named = gather::named(&shared.replica.read());
-        artifacts.sweep(&named);
+        artifacts.sweep(&named, keep);
     }
 }
 

@@ -4,7 +4,7 @@ use super::access::AccessArgs;
 use super::admin::AdminArgs;
 use super::policy::PolicyArgs;
 use super::start::{self, HostConfig};
-use super::{NatsArgs, TlsArgs, banner, begin, data_dir, labels, listen};
+use super::{KeepArgs, NatsArgs, TlsArgs, banner, begin, data_dir, labels, listen};
 use crate::failure::Failure;
 use crate::print;
 use clap::Args;
@@ -44,6 +44,8 @@ pub(crate) struct HostArgs {
     admin: AdminArgs,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    keep: KeepArgs,
     /// NATS server of the lattice; several with commas
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true, help_heading = "Bus")]
     nats: Vec<String>,
@@ -51,14 +53,23 @@ pub(crate) struct HostArgs {
     nats_more: NatsArgs,
     #[command(flatten)]
     tls: TlsArgs,
+    /// Folder with the ingress's certificates: it holds tls.crt and tls.key, as a Kubernetes secret is mounted, or
+    /// folders that do. Each is shown to clients that ask for its names; what comes, changes or goes there is taken up
+    #[arg(long, value_name = "DIR", help_heading = "TLS")]
+    tls_secret: Vec<PathBuf>,
 }
 
 pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     let tls = args.tls.check()?;
+    let has_tls = tls.is_some() || !args.tls_secret.is_empty();
     match args.ingress {
-        Some(ingress) => listen::check("--ingress", ingress, tls.is_some()).map_err(Failure::Usage)?,
+        Some(ingress) => listen::check("--ingress", ingress, has_tls).map_err(Failure::Usage)?,
         None if tls.is_some() && args.admin.admin.is_none() => {
             let text = "--tls-cert is for the ingress or --admin: add --ingress IP:PORT, or leave it out";
+            return Err(Failure::Usage(text.into()));
+        }
+        None if !args.tls_secret.is_empty() => {
+            let text = "--tls-secret is for the ingress: add --ingress IP:PORT, or leave it out";
             return Err(Failure::Usage(text.into()));
         }
         None => {}
@@ -72,7 +83,8 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     let name = args.name.clone().unwrap_or_else(labels::machine_name);
     let labels = labels::collect(&args.labels).map_err(Failure::Usage)?;
     let data = data_dir(args.data.as_deref(), "host")?;
-    let scheme = if tls.is_some() { "https" } else { "http" };
+    let scheme = |has_tls| if has_tls { "https" } else { "http" };
+    let (ingress_scheme, admin_scheme) = (scheme(has_tls), scheme(tls.is_some()));
     let bus = args.nats_more.config(args.nats.clone(), format!("lattice host {name}"), args.lattice.clone());
     let config = HostConfig {
         bus,
@@ -81,6 +93,8 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
         labels: labels.clone(),
         ingress: args.ingress,
         tls,
+        tls_secrets: args.tls_secret.clone(),
+        keep_unused: args.keep.keep_unused,
         access_log: args.access.target(),
         admin: args.admin.admin,
         policy: args.policy.load()?,
@@ -89,9 +103,9 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     let running = &serving.running;
     let mut fields = vec![("id", running.host.clone().unwrap_or_default()), ("bus", running.bus.clone())];
     if let Some(ingress) = running.ingress {
-        fields.push(("ingress", format!("{scheme}://{ingress}")));
+        fields.push(("ingress", format!("{ingress_scheme}://{ingress}")));
     }
-    fields.extend(running.admin.map(|at| ("admin", format!("{scheme}://{at}"))));
+    fields.extend(running.admin.map(|at| ("admin", format!("{admin_scheme}://{at}"))));
     if !labels.is_empty() {
         let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         fields.push(("labels", labels.join(",")));

@@ -2,7 +2,7 @@
 
 use super::admin::AdminArgs;
 use super::start::{self, SchedulerConfig};
-use super::{NatsArgs, TlsArgs, banner, begin, data_dir, listen, next};
+use super::{KeepArgs, NatsArgs, TlsArgs, banner, begin, data_dir, listen, next};
 use crate::context::API_DEFAULT;
 use crate::failure::Failure;
 use clap::Args;
@@ -80,6 +80,8 @@ pub(crate) struct SchedulerArgs {
     log_bytes_max: Option<u64>,
     #[command(flatten)]
     admin: AdminArgs,
+    #[command(flatten)]
+    keep: KeepArgs,
     /// NATS server of the lattice; several with commas
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true, help_heading = "Bus")]
     nats: Vec<String>,
@@ -128,6 +130,7 @@ pub(crate) async fn run(args: &SchedulerArgs) -> Result<(), Failure> {
         own_tls: args.own_tls,
         wants_token,
         vocabulary,
+        keep_unused: args.keep.keep_unused,
         log_bytes_max: args.log_bytes_max.unwrap_or(start::LOG_BYTES_MAX),
         id,
         peer,

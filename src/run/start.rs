@@ -8,6 +8,7 @@ use crate::run::admin::{self, Part, Told};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,7 @@ pub(crate) struct UpConfig {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) policy: proto::policy::Policy,
+    pub(crate) keep_unused: Duration,
 }
 
 /// The bus of `up`.
@@ -58,6 +60,7 @@ pub(crate) struct SchedulerConfig {
     pub(crate) wants_token: bool,
     /// The newest version of log commands that it applies.
     pub(crate) vocabulary: u32,
+    pub(crate) keep_unused: Duration,
     /// Bytes of log before the state is stored and the log dropped.
     pub(crate) log_bytes_max: u64,
     /// Its id among the schedulers if it is the first one.
@@ -78,6 +81,9 @@ pub(crate) struct HostConfig {
     pub(crate) admin: Option<SocketAddr>,
     /// `None` only when there is no ingress beyond loopback.
     pub(crate) tls: Option<Tls>,
+    /// Folders with certificates, for the ingress.
+    pub(crate) tls_secrets: Vec<PathBuf>,
+    pub(crate) keep_unused: Duration,
     pub(crate) policy: proto::policy::Policy,
 }
 
@@ -169,6 +175,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         own_tls: config.own_tls,
         wants_token: false,
         vocabulary: scheduler::state::VERSION,
+        keep_unused: config.keep_unused,
         log_bytes_max: LOG_BYTES_MAX,
         id: 1,
         peer: None,
@@ -184,6 +191,8 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         access_log: config.access_log,
         admin: None,
         tls: config.tls.clone(),
+        tls_secrets: Vec::new(),
+        keep_unused: config.keep_unused,
         policy: config.policy,
     })
     .await?;
@@ -291,6 +300,7 @@ async fn start_scheduler(config: SchedulerConfig) -> anyhow::Result<(scheduler::
         timers: scheduler::plan::Config::default(),
         log_bytes_max: config.log_bytes_max,
         vocabulary: config.vocabulary,
+        keep_unused: config.keep_unused,
     };
     Ok((scheduler::Scheduler::start(config, bus.clone()).await?, bus))
 }
@@ -327,7 +337,9 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
     #[cfg(feature = "otel")]
     record(&config)?;
     let bus = bus::Bus::connect(&config.bus).await?;
-    let tls = config.tls.map(|tls| tls.pairs()).unwrap_or_default();
+    let pairs = config.tls.map(|tls| tls.pairs()).unwrap_or_default();
+    let secrets = config.tls_secrets.into_iter().map(host::ingress::tls::Source::Secret);
+    let tls = pairs.into_iter().map(host::ingress::tls::Source::Files).chain(secrets).collect();
     let access_log = config.access_log;
     let agent = host::agent::Agent::start(
         host::agent::Config {
@@ -338,6 +350,7 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
             ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls, access_log }),
             policy: config.policy,
             compiler: host::engine::Compiler::itself(),
+            keep_unused: config.keep_unused,
         },
         bus.clone(),
     )

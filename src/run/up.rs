@@ -4,7 +4,11 @@ use super::access::AccessArgs;
 use super::admin::AdminArgs;
 use super::policy::PolicyArgs;
 use super::start::{self, UpBus, UpConfig};
+<<<<<<< HEAD
 use super::{NatsArgs, TlsArgs, banner, begin, data_dir, labels, listen, next};
+=======
+use super::{KeepArgs, NatsArgs, Tls, TlsArgs, banner, begin, data_dir, labels, listen, next};
+>>>>>>> w-feat
 use crate::client::Client;
 use crate::context::{API_DEFAULT, Endpoint, Trust};
 use crate::failure::Failure;
@@ -59,6 +63,8 @@ pub(crate) struct UpArgs {
     admin: AdminArgs,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    keep: KeepArgs,
     /// How long to wait for the apps given: 500ms, 30s, 2m, 1h
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse)]
     timeout: Duration,
@@ -168,6 +174,7 @@ fn config(args: &UpArgs) -> Result<UpConfig, Failure> {
         name,
         labels: labels::collect(&args.labels).map_err(Failure::Usage)?,
         policy: args.policy.load()?,
+        keep_unused: args.keep.keep_unused,
     })
 }
 

@@ -1,7 +1,7 @@
 //! The key store: the same client linked to the built-in provider and to an actor that exports the interface, on one
 //! host and on two.
 
-use crate::harness::{Broker, Lattice, SOON, file, http, manifests, scenarios, until};
+use crate::harness::{Broker, Lattice, SOON, http, manifests, scenarios, until};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -134,18 +134,7 @@ fn an_actor_on_another_host_serves_the_store(broker: Broker) {
     let mut lattice = Lattice::start_labelled(broker, &["tier=cloud"]);
     lattice.add_host("b", &["tier=edge"], false);
     lattice.until_hosts(&[("a", "ready"), ("b", "ready")]);
-    // The client and the data in the cloud, the actor between them at the edge.
-    let mut text = std::fs::read_to_string(manifests::keystore_actor()).unwrap();
-    for image in ["client", "vault"] {
-        let path = file(&format!("manifests/keystore/{image}.wasm")).display().to_string();
-        text = manifests::change(&text, &format!("./{image}.wasm"), &path);
-    }
-    for tier in ["cloud", "edge", "cloud"] {
-        let placed = format!("instances: 01\n            spread: [{{name: there, requirements: {{tier: {tier}}}}}]");
-        text = manifests::change(&text, "instances: 1\n", &(placed + "\n"));
-    }
-    let manifest = lattice.write("app.yaml", text.replace("instances: 01", "instances: 1"));
-    lattice.apply(&manifest);
+    lattice.apply(&manifests::keystore_actor_apart(&lattice));
     let app = "keystore-actor";
     for (actor, host) in [("client", "a"), ("vault", "b"), ("store", "a")] {
         lattice.until_spread(app, actor, &[(host, 1)], SOON);

@@ -83,12 +83,51 @@ fn a_component_in_go_is_called() {
         apply(&lattice, "sums", &image, &[LIMITS, grants]);
         assert_eq!(lattice.ok(&["call", "sums/a", "lattice:sums/sums.add", "2", "40"]), "42\n");
         assert_eq!(lattice.ok(&["call", "sums/a", "lattice:sums/sums.primes", "1000"]), "168\n");
+        let words = |function: &str, argument: &str| {
+            lattice.ok(&["call", "sums/a", &format!("lattice:sums/words.{function}"), argument])
+        };
+        assert_eq!(words("upper", "\"größer\""), "\"GRÖßER\"\n");
+        let counted = words("counts", "[\"to be or\", \"not to be\", \"\"]");
+        let wanted = [("be", 2), ("to", 2), ("not", 1), ("or", 1)];
+        let wanted: Vec<_> = wanted.iter().map(|(word, n)| format!("{{word: \"{word}\", times: {n}}}")).collect();
+        assert_eq!(counted, format!("[{}]\n", wanted.join(", ")));
+        assert_eq!(words("reversed", "[1, 2, 255]"), "ok([255, 2, 1])\n");
+        assert_eq!(words("reversed", "[]"), "err(\"there are none\")\n");
+    });
+}
+
+/// Components of other frameworks, which import nothing but WASI: nothing is granted to them.
+#[test]
+fn handlers_of_other_frameworks_answer() {
+    run("handlers of other frameworks", Broker::Embedded, |broker| {
+        let lattice = Lattice::start(broker);
+        let spin = file("tests/guests/spin/spin.wasm");
+        for (name, image) in [("spin", Some(spin)), ("wstd", built("wstd"))] {
+            let Some(image) = image else { continue };
+            let inspected = lattice.ok(&["inspect", &image.display().to_string()]);
+            assert!(inspected.contains("wasi:http/incoming-handler"), "{inspected}");
+            assert!(!inspected.contains("fermyon:") && !inspected.contains("spin:"), "{inspected}");
+            let ingress = format!("{{type: ingress, properties: {{host: {name}.localhost, path: /}}}}");
+            apply(&lattice, name, &image, &[&ingress]);
+            let host = format!("{name}.localhost");
+            let at = lattice.ingress("a");
+            until("it serves", SOON, || http::answers(at, &host));
+            let title = if name == "spin" { "Spin" } else { name };
+            let (get, post) = (format!("{title}: GET /page?x=1 \n"), format!("{title}: POST /form SOME TEXT\n"));
+            for (method, target, body, says) in
+                [("GET", "/page?x=1", &b""[..], get), ("POST", "/form", b"some text", post)]
+            {
+                let answer = Request { method, body, host: &host, ..Request::get(at, target) }.send().unwrap();
+                assert_eq!((answer.status, answer.text()), (200, says), "{answer:?}");
+                assert_eq!(answer.header("x-language"), Some(name));
+            }
+        }
     });
 }
 
 #[test]
-fn programs_in_go_and_c_run() {
-    run("programs in Go and C", Broker::Embedded, |broker| {
+fn programs_in_go_c_and_zig_run() {
+    run("programs in Go, C and Zig", Broker::Embedded, |broker| {
         let lattice = Lattice::start(broker);
         if let Some(go) = built("go") {
             // Its runtime asks for randomness and the time as it starts.
@@ -106,6 +145,13 @@ fn programs_in_go_and_c_run() {
             assert_eq!((counted.status.code(), counted.stdout.as_slice()), (Some(0), &b"1 2 8 -\n"[..]));
             let committed = fs::read(file("manifests/words/words.wasm")).unwrap();
             assert_eq!(fs::read(&c).unwrap(), committed, "manifests/words/words.wasm: manifests/build words");
+        }
+        if let Some(zig) = built("zig") {
+            apply(&lattice, "sum", &zig, &[]);
+            let summed = given(&lattice, &["run", "-i", "sum/a"], b"1\n2\n-45\n");
+            assert_eq!((summed.status.code(), summed.stdout.as_slice()), (Some(0), &b"-42 of 3\n"[..]), "{summed:?}");
+            let wrong = given(&lattice, &["run", "-i", "sum/a"], b"1\nx\n");
+            assert_eq!((wrong.status.code(), wrong.stderr.as_slice()), (Some(2), &b"no number: x\n"[..]), "{wrong:?}");
         }
         // A program is no page.
         assert_eq!(http::get(lattice.ingress("a"), "/").status, 404);

@@ -43,6 +43,7 @@ mod strict;
 mod sync;
 #[cfg(feature = "otel")]
 mod tracing;
+mod unused;
 mod versions;
 mod walls;
 mod watching;

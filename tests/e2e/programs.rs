@@ -2,7 +2,7 @@
 //! them. A C program is committed; odd ones are made of text.
 
 use crate::harness::{Broker, Lattice, SOON, file, manifests, scenarios, until};
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::Stdio;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ scenarios!(
     an_exit_code_is_the_programs_own,
     what_a_program_prints_comes_as_it_prints_it,
     programs_that_do_not_end_are_ended,
+    a_program_of_wasi_0_2_writes_and_listens_where_it_may,
 );
 
 /// A module of WASI preview 1 whose `_start` is this text; it can print "tick\n", wait 50 ms and end with a code.
@@ -97,6 +98,76 @@ fn a_c_program_counts_what_it_is_given(broker: Broker) {
     lattice.assert_alive();
 }
 
+/// `main` of Rust's standard library, as `cargo build --target wasm32-wasip2` makes a component of it.
+fn a_program_of_wasi_0_2_writes_and_listens_where_it_may(broker: Broker) {
+    let lattice = Lattice::start(broker);
+    let image = file("tests/guests/tool/tool.wasm");
+    let [write, read] = ["write", "read"].map(|name| lattice.dir().join(name));
+    for folder in [&write, &read] {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::write(folder.join("there.txt"), "there").unwrap();
+    }
+    let folders = format!(
+        "{{type: grants, properties: {{args: [tool], folders: [{{host: {}, guest: /write, write: true}}, \
+         {{host: {}, guest: /read}}]}}}}",
+        write.display(),
+        read.display()
+    );
+    lattice.apply(&manifests::actor(&lattice, "tool", &image, &[&folders]));
+    let run = |args: &[&str]| lattice.cli(&[&["run", "tool/a", "--"][..], args].concat());
+    for args in [
+        &["write", "/write/new.txt", "some"][..],
+        &["append", "/write/new.txt", " text"],
+        &["folder", "/write/deep"],
+        &["write", "/write/deep/x", "x"],
+        &["remove", "/write/there.txt"],
+    ] {
+        let ended = run(args);
+        assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (0, "", ""), "{args:?}");
+    }
+    assert_eq!(std::fs::read_to_string(write.join("new.txt")).unwrap(), "some text");
+    assert!(write.join("deep/x").is_file() && !write.join("there.txt").exists());
+    let ended = run(&["read", "/write/new.txt"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "some text"));
+
+    // The other folder is there to read, and stays as it is.
+    let ended = run(&["read", "/read/there.txt"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "there"));
+    for args in [
+        &["write", "/read/new.txt", "x"][..],
+        &["write", "/read/there.txt", "x"],
+        &["append", "/read/there.txt", "x"],
+        &["folder", "/read/deep"],
+        &["remove", "/read/there.txt"],
+        &["write", "/new.txt", "x"],
+        &["write", "/write/../read/new.txt", "x"],
+        // Without the grant nothing listens.
+        &["echo", "127.0.0.1:0"],
+    ] {
+        let ended = run(args);
+        // Of a code WASI 0.2 carries only whether it is 0.
+        assert_eq!((ended.code, ended.stdout.as_str()), (1, ""), "{args:?}: {ended:#?}");
+        assert!(ended.stderr.contains("os error"), "{args:?}: {ended:#?}");
+    }
+    let left: Vec<_> = std::fs::read_dir(&read).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["there.txt"]);
+    assert_eq!(std::fs::read_to_string(read.join("there.txt")).unwrap(), "there");
+
+    let open = "{type: grants, properties: {args: [tool], sockets: true}}";
+    lattice.apply(&manifests::actor(&lattice, "open", &image, &[open]));
+    let mut child = lattice.command(&["run", "open/a", "--", "echo", "127.0.0.1:0"]);
+    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    let at = said.next().unwrap().unwrap();
+    let mut stream = std::net::TcpStream::connect(&at).unwrap();
+    stream.write_all(b"hello there").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut back = String::new();
+    stream.read_to_string(&mut back).unwrap();
+    assert_eq!((back.as_str(), said.next().unwrap().unwrap().as_str()), ("hello there", "11 bytes"));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
 fn an_exit_code_is_the_programs_own(broker: Broker) {
     let lattice = Lattice::start(broker);
     let start = "(call $tick) (call $exit (i32.const 42)) (call $tick)";
@@ -152,7 +223,7 @@ fn what_a_program_prints_comes_as_it_prints_it(broker: Broker) {
     run_app(&lattice, "slow", slow, &[]);
     let mut child = lattice.command(&["run", "slow/a"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut first = [0; 5];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     assert_eq!((&first, child.try_wait().unwrap()), (b"tick\n", None));
     assert_eq!(child.wait().unwrap().code(), Some(7));
 }
@@ -171,7 +242,7 @@ fn programs_that_do_not_end_are_ended(broker: Broker) {
     let mut command = lattice.command(&["run", "waits/a"]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut first = [0; 5];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     let next = lattice.cli(&["run", "waits/a", "--timeout", "12s"]);

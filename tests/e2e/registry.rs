@@ -31,6 +31,16 @@ fn from_a_registry(broker: Broker) {
         let answer = until("it answers", SOON, || http::answers(lattice.ingress("a"), &format!("{name}.localhost")));
         assert_eq!(answer.text(), "Hello from lattice!\n");
     }
+    // What it would need is told without an app.
+    for reference in [registry.reference("acme/hello:1"), pinned.clone()] {
+        let inspected = registry.ok(&["inspect", &reference]);
+        assert!(inspected.starts_with(&format!("{reference} ")), "{inspected}");
+        let of_file = lattice.ok(&["inspect", &hello.display().to_string()]);
+        assert!(inspected.lines().skip(1).eq(of_file.lines().skip(1)), "{inspected}{of_file}");
+    }
+    let (code, _, stderr) = registry.lattice(&["inspect", &registry.reference("acme/hello:2")]);
+    assert!(code == 1 && stderr.contains("has no 2 of acme/hello"), "{stderr}");
+
     // What runs has the digest: the registry may go.
     let (out, copy) = (lattice.dir().join("copy.wasm"), fs::read(&hello).unwrap());
     registry.ok(&["pull", &pinned, "-o", &out.display().to_string()]);

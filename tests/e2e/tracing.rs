@@ -1,17 +1,25 @@
 //! Spans of one request, as a collector gets them from the processes that had to do with it.
 
 use crate::harness::http::{self, Request};
-use crate::harness::{Broker, Lattice, SOON, manifests, scenarios, until};
+use crate::harness::{Broker, Lattice, SOON, file, manifests, scenarios, until};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Response, Status};
 
-scenarios!(the_spans_of_a_request_are_one_tree_over_two_hosts);
+scenarios!(
+    the_spans_of_a_request_are_one_tree_over_two_hosts,
+    actors_that_call_each_other_are_in_one_trace,
+    what_leaves_bears_the_trace,
+);
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT: &str = "00f067aa0ba902b7";
 
 /// Keeps what it is sent: the span, and the name of the host that sent it.
 #[derive(Clone, Default)]
@@ -52,8 +60,102 @@ impl Collector {
         (collector, at)
     }
 
+    /// The spans of the trace, each caused by the one before it: by the host that sent it and its name.
+    fn chain(&self, trace: &str, of: &[(&str, &str)]) -> Vec<Span> {
+        until(&format!("the chain {of:?}"), SOON, || {
+            let spans = self.of(&hex(trace));
+            let mut parent = hex(PARENT);
+            let next = |(host, name): &(&str, &str)| {
+                let found = spans.iter().find(|(h, s)| h == host && s.parent_span_id == parent && s.name == *name)?;
+                parent.clone_from(&found.1.span_id);
+                Some(found.1.clone())
+            };
+            of.iter().map(next).collect()
+        })
+    }
+
     fn of(&self, trace: &[u8]) -> Vec<(String, Span)> {
         self.0.lock().unwrap().iter().filter(|(_, span)| span.trace_id == trace).cloned().collect()
+    }
+}
+
+fn recorded(at: SocketAddr) -> Vec<(&'static str, String)> {
+    vec![("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{at}")), ("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned())]
+}
+
+fn actors_that_call_each_other_are_in_one_trace(broker: Broker) {
+    let (collector, at) = Collector::start();
+    let mut lattice = Lattice::start_in(broker, &["tier=cloud"], recorded(at));
+    let ask = |lattice: &Lattice, trace: &str| {
+        let (ingress, host) = (lattice.ingress("a"), "keystore-actor.localhost");
+        until("it serves", SOON, || {
+            let request = Request { method: "PUT", host, body: b"Ada", ..Request::get(ingress, "/name") };
+            (request.send().ok()?.status == 204).then_some(())
+        });
+        let more = format!("traceparent: 00-{trace}-{PARENT}-01\r\n");
+        let request = Request { host, more: &more, ..Request::get(ingress, "/name") };
+        assert_eq!(request.send().unwrap().text(), "Ada");
+    };
+    let (client, vault) = ("keystore-actor/client http", "keystore-actor/vault get");
+    let asked = "wasi:keyvalue/store.get of keystore-actor/store";
+    lattice.apply(&manifests::keystore_actor());
+    ask(&lattice, TRACE);
+    // On one host nothing is sent, and all is told.
+    collector.chain(TRACE, &[("a", "GET"), ("a", client), ("a", vault), ("a", asked)]);
+
+    lattice.add_host("b", &["tier=edge"], false);
+    lattice.until_hosts(&[("b", "ready")]);
+    lattice.apply(&manifests::keystore_actor_apart(&lattice));
+    lattice.until_spread("keystore-actor", "vault", &[("b", 1)], SOON);
+    let other = TRACE.replace('4', "5");
+    ask(&lattice, &other);
+    let called = "lattice:keystore/store.get of keystore-actor/vault";
+    let over = [("a", "GET"), ("a", client), ("a", called), ("b", called), ("b", vault), ("b", asked), ("a", asked)];
+    collector.chain(&other, &over);
+}
+
+/// A server that says what trace each request is of.
+fn told() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (at, seen) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<String>>>::default());
+    let taken = seen.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let head = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap_or_default);
+            let head: Vec<String> = head.take_while(|line| !line.is_empty()).collect();
+            let traces =
+                head.iter().filter_map(|line| Some(line.to_lowercase().strip_prefix("traceparent: ")?.to_owned()));
+            taken.lock().unwrap().extend(traces);
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+        }
+    });
+    (at, seen)
+}
+
+fn what_leaves_bears_the_trace(broker: Broker) {
+    let (collector, at) = Collector::start();
+    let (asked, seen) = told();
+    let lattice = Lattice::start_in(broker, &[], recorded(at));
+    // One of WASI 0.2, one of 0.3.
+    for (name, target, trace) in [
+        ("hostile", format!("/out?url=http://{asked}/"), TRACE.to_owned()),
+        ("later", format!("/ask?{asked}"), TRACE.replace('4', "5")),
+    ] {
+        let image = file(&format!("tests/guests/{name}/{name}.wasm"));
+        let ingress = format!("{{type: ingress, properties: {{host: {name}.localhost, path: /}}}}");
+        let grants = format!("{{type: grants, properties: {{http: ['http://{asked}']}}}}");
+        lattice.apply(&manifests::actor(&lattice, name, &image, &[&ingress, &grants]));
+        let host = format!("{name}.localhost");
+        until("it serves", SOON, || http::answers(lattice.ingress("a"), &host));
+        let more = format!("traceparent: 00-{trace}-{PARENT}-01\r\n");
+        let answer =
+            Request { host: &host, more: &more, ..Request::get(lattice.ingress("a"), &target) }.send().unwrap();
+        assert!(answer.text().contains("status 204"), "{}", answer.text());
+        let served = format!("{name}/a http");
+        let chain = collector.chain(&trace, &[("a", "GET"), ("a", &served), ("a", "GET 127.0.0.1")]);
+        let span: String = chain[2].span_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(seen.lock().unwrap().last(), Some(&format!("00-{trace}-{span}-01")));
     }
 }
 
@@ -63,9 +165,7 @@ fn hex(text: &str) -> Vec<u8> {
 
 fn the_spans_of_a_request_are_one_tree_over_two_hosts(broker: Broker) {
     let (collector, at) = Collector::start();
-    let env =
-        vec![("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{at}")), ("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned())];
-    let mut lattice = Lattice::start_in(broker, &["tier=cloud"], env);
+    let mut lattice = Lattice::start_in(broker, &["tier=cloud"], recorded(at));
     lattice.add_host("b", &["tier=edge"], false);
     lattice.until_hosts(&[("b", "ready")]);
     lattice.apply(&manifests::counter_apart());
@@ -74,8 +174,6 @@ fn the_spans_of_a_request_are_one_tree_over_two_hosts(broker: Broker) {
     let ingress = lattice.ingress("a");
     until("it serves", SOON, || http::answers(ingress, "counter-apart.localhost"));
 
-    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-    const PARENT: &str = "00f067aa0ba902b7";
     let ask = |more: &str| {
         let request = Request { host: "counter-apart.localhost", more, ..Request::get(ingress, "/cats") };
         let answer = request.send().unwrap();

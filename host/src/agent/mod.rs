@@ -34,6 +34,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use telemetry::{Scrape, Telemetry};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -56,14 +57,16 @@ pub struct Config {
     pub policy: Policy,
     /// Who compiles components; without one this process does.
     pub compiler: Option<engine::Compiler>,
+    /// How long a component, and its compiled code, is kept that no app here names.
+    pub keep_unused: Duration,
 }
 
 #[derive(Debug, Clone)]
 pub struct IngressConfig {
     pub listen: SocketAddr,
-    /// Certificate chains and their keys, PEM files; the first is for clients that ask for no name of the others. None:
+    /// Where certificate chains and their keys are; the first is for clients that ask for no name of the others. None:
     /// no TLS.
-    pub tls: Vec<ingress::tls::Pair>,
+    pub tls: Vec<ingress::tls::Source>,
     pub access_log: Option<ingress::AccessTarget>,
 }
 
@@ -96,6 +99,7 @@ struct Identity {
     facts: pb::Facts,
     ingress: String,
     ingress_tls: bool,
+    keep_unused: Duration,
 }
 
 /// A running host.
@@ -118,7 +122,7 @@ async fn listen(
     ingress::check_listen(config.listen, !config.tls.is_empty())?;
     let served = match config.tls.as_slice() {
         [] => None,
-        pairs => Some(tls::server(pairs)?),
+        sources => Some(tls::server(sources)?),
     };
     let access = config.access_log.as_ref().map(Access::open).transpose()?.map(Arc::new);
     let behind = Behind {
@@ -173,6 +177,7 @@ impl Agent {
             ingress: addr.map(|a| a.to_string()).unwrap_or_default(),
             ingress_tls: config.ingress.as_ref().is_some_and(|i| !i.tls.is_empty()),
             host: host.clone(),
+            keep_unused: config.keep_unused,
         };
         let parts = Parts {
             logs: Logs::start(Some(bus.clone()), host),

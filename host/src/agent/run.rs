@@ -36,6 +36,7 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often expired values are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP_MIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Loop {
     identity: Identity,
@@ -70,6 +71,7 @@ impl Loop {
         ends: Ends,
     ) -> Self {
         parts.pulse.begin(&identity);
+        let unused = Unused::new(identity.keep_unused);
         Self {
             identity,
             parts,
@@ -85,7 +87,7 @@ impl Loop {
             starts: JoinSet::new(),
             parting: BTreeMap::new(),
             partings: JoinSet::new(),
-            unused: Unused::default(),
+            unused,
             since: Since::now(),
             changed: true,
         }
@@ -105,7 +107,7 @@ impl Loop {
         }
         let mut connection = self.parts.bus.connection();
         let mut beat = tokio::time::interval(self.beat_every());
-        let mut sweep = tokio::time::interval(SWEEP);
+        let mut sweep = tokio::time::interval(self.identity.keep_unused.clamp(SWEEP_MIN, SWEEP));
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // A timer would wait for as long as the machine slept.
         let mut look = tokio::time::interval(LEASE_LOOK);
@@ -339,7 +341,10 @@ impl Loop {
         let held: Vec<_> = self.parts.artifacts.list().into_iter().map(|(digest, _)| digest).collect();
         for digest in self.unused.may_go(&held, &named, bytes * 2 >= max, Instant::now()) {
             match self.parts.share.remove(&digest) {
-                Ok(()) => tracing::info!(%digest, "artifact removed: nothing names it"),
+                Ok(()) => {
+                    self.parts.engine.forget(&digest);
+                    tracing::info!(%digest, "artifact removed: nothing names it");
+                }
                 Err(error) => tracing::warn!(%digest, %error, "artifact not removed"),
             }
         }

@@ -52,6 +52,7 @@ impl Hello {
             ingress: Some(IngressConfig { listen: "127.0.0.1:0".parse().unwrap(), tls: Vec::new(), access_log: None }),
             policy: Policy::default(),
             compiler: None,
+            keep_unused: Duration::from_secs(3600),
         };
         let agent = Agent::start(config, connect(broker).await).await.unwrap();
         let hello = Self { app, agent, bus: connect(broker).await, _dir: dir };

@@ -4,16 +4,19 @@ use proto::app::Digest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// How long something is kept that nothing names: a rollback may want it.
-const KEEP: Duration = Duration::from_secs(3600);
-
 /// Since when what is here is unnamed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Unused {
+    /// How long something is kept that nothing names: a rollback may want it.
+    keep: Duration,
     since: BTreeMap<Digest, Instant>,
 }
 
 impl Unused {
+    pub fn new(keep: Duration) -> Self {
+        Self { keep, since: BTreeMap::new() }
+    }
+
     /// What may go now of `held`. Room is short once half of the bound is taken.
     pub fn may_go(&mut self, held: &[Digest], named: &BTreeSet<Digest>, is_short: bool, now: Instant) -> Vec<Digest> {
         let unnamed: BTreeSet<&Digest> = held.iter().filter(|digest| !named.contains(*digest)).collect();
@@ -21,7 +24,7 @@ impl Unused {
         let mut go = Vec::new();
         for digest in unnamed {
             let since = *self.since.entry(digest.clone()).or_insert(now);
-            if is_short || now.saturating_duration_since(since) >= KEEP {
+            if is_short || now.saturating_duration_since(since) >= self.keep {
                 go.push(digest.clone());
             }
         }
@@ -38,7 +41,7 @@ mod tests {
         let all: Vec<Digest> = (0_u8..3).map(|n| Digest::of(&[n])).collect();
         let named = |some: &[usize]| some.iter().map(|n| all[*n].clone()).collect::<BTreeSet<_>>();
         let begin = Instant::now();
-        let mut unused = Unused::default();
+        let mut unused = Unused::new(Duration::from_secs(3600));
         let mut at = |named: &BTreeSet<Digest>, is_short, minutes: u64| {
             let mut go = unused.may_go(&all, named, is_short, begin + Duration::from_secs(minutes * 60));
             go.sort_by_key(|digest| all.iter().position(|d| d == digest));

@@ -3,6 +3,7 @@
 
 pub mod keystore;
 pub mod keyvalue;
+pub mod traced;
 pub mod wire;
 
 use crate::call::{CallError, Serve};

@@ -76,6 +76,13 @@ impl Cache {
         self.shrink(CACHE_BYTES_MAX)
     }
 
+    /// Removes the compiled code of a component, if there is any.
+    pub(super) fn forget(&self, digest: &Digest) {
+        let path = self.path(digest);
+        let _ = fs::remove_file(path.with_extension("mac"));
+        let _ = fs::remove_file(path);
+    }
+
     fn path(&self, digest: &Digest) -> PathBuf {
         self.dir.join(format!("{}-{}.cwasm", digest.hex(), self.setup))
     }

@@ -2,6 +2,7 @@
 //! Values cross in the encoding of `value`; a function whose types hold resources, streams or futures is refused when
 //! the actor is prepared, not when it is called.
 
+use super::among;
 use super::module::without_version;
 use super::state::State;
 use crate::call::CallError;
@@ -81,10 +82,12 @@ impl Import {
         Ok(Self { interface, function: function.to_owned(), params, results })
     }
 
-    async fn call(&self, store: StoreContextMut<'_, State>, params: &[Val], results: &mut [Val]) -> Result<()> {
-        let state = store.data();
+    async fn call(&self, mut store: StoreContextMut<'_, State>, params: &[Val], results: &mut [Val]) -> Result<()> {
+        among::tie(&mut store)?;
+        let state = store.data_mut();
         let link = state.link_context(LINK_NAME_DEFAULT);
         let imports = state.env().imports.clone();
+        among::untie(state);
         let answer = async {
             let params = encode_vals(params, &self.params)?;
             let to = imports.dynamic(&self.interface, LINK_NAME_DEFAULT)?;

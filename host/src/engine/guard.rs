@@ -15,7 +15,7 @@ use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::ResolveAddressStream;
 use wasmtime_wasi::p2::bindings::sockets::network::ErrorCode;
 
 /// The version under which the library links WASI; a test sees that this is so.
-const VERSION: &str = "0.2.12";
+pub(super) const VERSION: &str = "0.2.12";
 /// Bytes of random numbers given at once.
 pub(super) const RANDOM_BYTES_MAX: u64 = 1 << 20;
 

@@ -10,6 +10,7 @@ use super::cache::Cache;
 use super::state::State;
 use super::{Error, Size, config, link_wasi, start, tick};
 use crate::call::{Body, CallError};
+use crate::origin::Origin;
 use http::Request;
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
@@ -49,11 +50,13 @@ impl Later {
     }
 }
 
-/// One request to an instance; it has ended when the head of its answer is there.
+/// One request to an instance; it has ended when the head of its answer is there. Of several at once, `origin` tells
+/// theirs apart.
 pub(super) async fn one(
     service: &Service,
     accessor: &Accessor<State>,
     request: Request<Body>,
+    origin: Origin,
     tx: oneshot::Sender<super::http::Head>,
 ) -> wasmtime::Result<()> {
     let (parts, body) = request.into_parts();
@@ -61,8 +64,19 @@ pub(super) async fn one(
     let headers = accessor.with(|mut access| FieldMap::new_immutable(access.data_mut().http().hooks, parts.headers));
     let (method, path) = (parts.method, to.path_and_query);
     let (request, received) = p3::Request::new(method, to.scheme, to.authority, path, headers, None, body);
-    let head = match service.handle(accessor, request).await? {
-        Ok(response) => Ok(accessor.with(|access| response.into_http(access, received))?),
+    let handle = service.wasi_http_handler().func_handle();
+    let call = accessor.with(|mut access| {
+        let request = access.data_mut().table.push(request)?;
+        let call = handle.start_call_concurrent(&mut access, (request,))?;
+        access.data_mut().began(call.task(), origin);
+        wasmtime::error::Ok(call)
+    })?;
+    let (answer,) = handle.finish_call_concurrent(accessor, call).await?;
+    let head = match answer {
+        Ok(response) => Ok(accessor.with(|mut access| {
+            let response = access.data_mut().table.delete(response)?;
+            response.into_http(access, received)
+        })?),
         Err(code) => Err(ErrorCode::InternalError(Some(format!("{code:?}")))),
     };
     // Who asked may have gone.
@@ -83,7 +97,7 @@ pub(super) async fn guest(
     let call = async {
         let service = service.instantiate_async(&mut *store).await?;
         let ended = store.run_concurrent(async move |accessor| {
-            one(&service, accessor, request, tx).await?;
+            one(&service, accessor, request, Origin::default(), tx).await?;
             // The body is written by what the guest left running.
             std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
             wasmtime::error::Ok(())

@@ -11,6 +11,7 @@ use super::later;
 use super::output::Log;
 use super::state::State;
 use crate::call::{Body, CallError};
+use crate::origin::Origin;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -224,8 +225,15 @@ async fn drive(
                     }
                     next = requests.recv() => match next {
                         Some(Taken { request, deadline, tx }) => {
-                            accessor.with(|mut access| access.data_mut().joined(deadline));
-                            under_way.push(later::one(&service, accessor, request, tx));
+                            let origin = Origin::of(request.headers());
+                            let nothing_left = |cx: &mut Context<'_>| accessor.poll_no_interesting_tasks(cx).is_ready();
+                            let is_alone = under_way.is_empty()
+                                && std::future::poll_fn(|cx| Poll::Ready(nothing_left(cx))).await;
+                            accessor.with(|mut access| {
+                                access.data_mut().joined(deadline);
+                                access.data_mut().caused_among(&origin, is_alone);
+                            });
+                            under_way.push(later::one(&service, accessor, request, origin, tx));
                         }
                         None => break,
                     },

@@ -4,7 +4,7 @@
 //! Unmapping must never end an invocation: those under way hold on to what they run.
 
 use super::state::{Env, State};
-use super::{Engine, Error, HANDLER, Inner, guard, lane, later};
+use super::{Engine, Error, HANDLER, Inner, among, guard, lane, later};
 use crate::engine::module::Module;
 use proto::app::Digest;
 use std::io;
@@ -33,6 +33,9 @@ impl Linked {
         module.link(&mut linker, &env.label)?;
         let is_later = !wasmtime::Engine::same(module.component.engine(), &inner.engine);
         let refused = |e: wasmtime::Error| Error::Link { actor: env.label.clone(), reason: format!("{e:#}") };
+        if is_later && (env.limits.concurrency > 1 || env.limits.reuse > 1) {
+            among::shadow(&mut linker).map_err(refused)?;
+        }
         guard::shadow(&mut linker, &env.granted, is_later).map_err(refused)?;
         let pre = linker.instantiate_pre(&module.component).map_err(refused)?;
         let proxy = match module.exports.contains_key(HANDLER) {

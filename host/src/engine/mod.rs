@@ -11,6 +11,7 @@
 //! a guest does, and nothing that a guest can grow is without a bound.
 
 mod actor;
+mod among;
 mod batch;
 mod body;
 mod cache;
@@ -245,6 +246,14 @@ impl Engine {
             Ok(module)
         });
         task.await.unwrap_or_else(|e| Err(Error::Start(format!("loading ended: {e}"))))
+    }
+
+    /// Removes the compiled code of what is gone for good.
+    pub fn forget(&self, digest: &Digest) {
+        self.inner.cache.forget(digest);
+        if let Some(Ok(later)) = self.inner.later.get() {
+            later.cache.forget(digest);
+        }
     }
 
     /// Links an actor once for all its invocations. The error names every import that nothing serves.

@@ -1,9 +1,12 @@
 //! Outgoing HTTP: the only door through which `wasi:http` leaves a guest. A request passes by what it asks for, then by
 //! the address that its name stands for, and that very address is connected to: a name is looked up once, so one that
-//! changes between the look and the leap gains nothing. HTTP/1.1, with the web's own certificate authorities.
+//! changes between the look and the leap gains nothing. HTTP/1.1, with the web's own certificate authorities. The trace
+//! that the invocation belongs to goes along.
 
 use super::output::Log;
 use super::state::{Env, Hooks};
+use crate::origin::{Origin, TRACEPARENT};
+use crate::spans::{self, Kind, Span};
 use bytes::Bytes;
 use http::HeaderName;
 use http::uri::Authority;
@@ -60,15 +63,44 @@ impl WasiHttpHooks for Hooks {
     }
     fn send_request(
         &mut self,
-        request: http::Request<WasiBody>,
+        mut request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         _: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
         match Door::open(&self.env, &self.log, request.uri(), options.unwrap_or_default()) {
-            Ok(door) => Box::new(door.send(request)),
+            Ok(door) => {
+                let mut span = traced(&mut request, &self.origin);
+                Box::new(async move {
+                    let sent = door.send(request).await;
+                    match &sent {
+                        Ok((response, _)) => {
+                            span.set("http.response.status_code", i64::from(response.status().as_u16()))
+                        }
+                        Err(error) => span.failed(&error.to_string()),
+                    }
+                    sent
+                })
+            }
             Err(refused) => Box::new(async { Err(refused) }),
         }
     }
+}
+
+/// The span of a request, whose headers say what trace it belongs to: that which the guest names, or its own.
+fn traced(request: &mut http::Request<WasiBody>, origin: &Origin) -> Span {
+    let told = Origin::sent(request.headers());
+    let (told, is_told) = if told.traceparent.is_some() { (&told, true) } else { (origin, false) };
+    let host = || request.uri().host().unwrap_or_default().to_owned();
+    let mut span = spans::begin(Kind::Client, || told.clone(), || format!("{} {}", request.method(), host()));
+    if span.is_on() {
+        span.set("http.request.method", request.method().to_string());
+        span.set("server.address", host());
+    }
+    if let (false, Some(traceparent)) = (is_told, &told.traceparent) {
+        request.headers_mut().insert(TRACEPARENT, traceparent.clone());
+    }
+    spans::put(&span, request.headers_mut());
+    span
 }
 
 /// One request that passed by what it asks for.

@@ -1,5 +1,6 @@
 //! What one instance carries: its WASI context, its limits, and what it shares with the actor's other instances.
 
+use super::among::Among;
 use super::batch::Batch;
 use super::granted::Granted;
 use super::guard::Seeded;
@@ -67,8 +68,8 @@ pub(super) struct State {
     pub(super) deadline: Instant,
     pub(super) spent: Arc<Spent>,
     seeded: Option<Seeded>,
-    /// What caused the invocation.
-    origin: Origin,
+    /// Of an instance that many requests are in.
+    pub(super) among: Option<Box<Among>>,
     /// Where pages of `wasi:keyvalue` listings go on, for the draft whose cursors are numbers.
     pub(super) cursors: Vec<String>,
     /// It is a program, whose last word is its exit code.
@@ -79,6 +80,8 @@ pub(super) struct State {
 pub(super) struct Hooks {
     pub(super) env: Arc<Env>,
     pub(super) log: Arc<Log>,
+    /// What caused the invocation.
+    pub(super) origin: Origin,
 }
 
 impl State {
@@ -97,12 +100,12 @@ impl State {
             begun,
             http: env.http.clone(),
             table,
-            hooks: Hooks { env: env.clone(), log },
+            hooks: Hooks { env: env.clone(), log, origin: Origin::default() },
             limiter: Limiter::new(env),
             deadline,
             spent: Arc::default(),
             seeded: None,
-            origin: Origin::default(),
+            among: None,
             cursors: Vec::new(),
             is_batch: batch.is_some(),
         })
@@ -146,12 +149,12 @@ impl State {
         &self.hooks.log
     }
     pub(super) fn origin(&self) -> &Origin {
-        &self.origin
+        &self.hooks.origin
     }
     /// Says what caused the invocation that begins; its lines and calls say so from then on.
     pub(super) fn caused_by(&mut self, origin: Origin) {
         self.log().works_for(origin.request_id.clone());
-        self.origin = origin;
+        self.hooks.origin = origin;
     }
     /// The numbers of a seeded actor.
     pub(super) fn seeded(&mut self) -> &mut Seeded {
@@ -169,14 +172,14 @@ impl State {
             name: name.to_owned(),
             config: BTreeMap::new(),
             deadline: Some(self.deadline.saturating_duration_since(Instant::now())),
-            origin: self.origin.clone(),
+            origin: self.hooks.origin.clone(),
         }
     }
 }
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let Hooks { env, log } = &self.hooks;
+        let Hooks { env, log, .. } = &self.hooks;
         let make = || wasi::context(env, log, self.begun, None).expect("without folders nothing in it can fail");
         WasiCtxView { ctx: self.wasi.get_or_insert_with(make), table: &mut self.table }
     }

@@ -375,7 +375,11 @@ async fn tls_has_a_certificate_for_each_name_and_takes_new_ones_up() {
     let dir = tempfile::tempdir().unwrap();
     let (shop, shop_cert) = write_pair(dir.path(), "shop", "shop.example");
     let (cafe, cafe_cert) = write_pair(dir.path(), "cafe", "cafe.example");
-    let served = tls::server(&[shop.clone(), cafe.clone()]).unwrap();
+    let secrets = dir.path().join("secrets");
+    std::fs::create_dir(&secrets).unwrap();
+    let sources =
+        [tls::Source::Files(shop.clone()), tls::Source::Files(cafe.clone()), tls::Source::Secret(secrets.clone())];
+    let served = tls::server(&sources).unwrap();
     let (_routes, seen) = watch::channel(table(&[route("", "/", "root")], &Book::default()));
     let limits = Limits { head_wait: Duration::from_millis(500), ..Limits::default() };
     let behind = Behind { limits, ..Behind::new(seen, Arc::new(Actors::default())) };
@@ -418,6 +422,25 @@ async fn tls_has_a_certificate_for_each_name_and_takes_new_ones_up() {
     let answer = ask_tls(&mut connect_tls(at, "shop.example", b"http/1.1", &shop_cert).await.unwrap()).await;
     assert!(answer.contains("app/root GET /"), "{answer}");
     assert_eq!(served.certificates.failed(), 1);
+
+    // A secret that is mounted meanwhile, and then again with what is new in it.
+    for version in ["..1", "..2"] {
+        let (pair, cert) = write_pair(dir.path(), "bar", "bar.example");
+        let at = secrets.join("bar");
+        std::fs::create_dir_all(at.join(version)).unwrap();
+        std::fs::rename(&pair.0, at.join(version).join("tls.crt")).unwrap();
+        std::fs::rename(&pair.1, at.join(version).join("tls.key")).unwrap();
+        std::os::unix::fs::symlink(version, at.join("..next")).unwrap();
+        std::fs::rename(at.join("..next"), at.join("..data")).unwrap();
+        for file in ["tls.crt", "tls.key"] {
+            let _ = std::os::unix::fs::symlink(std::path::Path::new("..data").join(file), at.join(file));
+        }
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        while connect_tls(ingress.addr(), "bar.example", b"http/1.1", &cert).await.is_err() {
+            assert!(std::time::Instant::now() < end, "version {version} is not shown");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,8 @@
 //! The certificates of the ingress: several, chosen by the name that a client asks for (SNI), read from PEM files and read
 //! again when these change. A new file that can not be used leaves the certificate before it in place, and says so.
+//!
+//! Files may also be a secret as Kubernetes mounts it and cert-manager writes it: a folder with `tls.crt` and `tls.key`,
+//! or a folder of such folders, in which certificates come and go while this runs.
 
 use rustls::client::verify_server_name;
 use rustls::crypto::CryptoProvider;
@@ -9,6 +12,7 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, crypto};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +21,8 @@ use std::time::Duration;
 
 /// Certificates of one ingress: each is looked at until one has the name.
 pub const CERTIFICATES_MAX: usize = 256;
+/// What a secret's files are called.
+const SECRET: (&str, &str) = ("tls.crt", "tls.key");
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -24,7 +30,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub enum Error {
     #[error("{}: {why}; name a readable PEM file", path.display())]
     Read { path: PathBuf, why: String },
-    #[error("{}: {source}; check that --tls-cert and --tls-key belong together", path.display())]
+    #[error("{}: {why}; name a folder that holds tls.crt and tls.key, or folders that do", path.display())]
+    Secret { path: PathBuf, why: String },
+    #[error("{}: {source}; check that certificate and key belong together", path.display())]
     Pair { path: PathBuf, source: rustls::Error },
     #[error("{len} certificates: an ingress has at most {CERTIFICATES_MAX}; use one that names several hosts")]
     TooMany { len: usize },
@@ -33,28 +41,71 @@ pub enum Error {
 /// A certificate chain and its key, PEM files.
 pub type Pair = (PathBuf, PathBuf);
 
-/// What `pairs` hold, kept up to date for as long as the result is used. Within a tokio runtime.
-pub fn server(pairs: &[Pair]) -> Result<Served, Error> {
-    if pairs.len() > CERTIFICATES_MAX {
-        return Err(Error::TooMany { len: pairs.len() });
+/// Where certificates are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// These two files, always.
+    Files(Pair),
+    /// A folder with `tls.crt` and `tls.key`, or one of such folders, in the order of their names.
+    Secret(PathBuf),
+}
+
+impl Source {
+    /// What is there now.
+    fn pairs(&self) -> io::Result<Vec<Pair>> {
+        let folder = match self {
+            Self::Files(pair) => return Ok(vec![pair.clone()]),
+            Self::Secret(folder) => folder,
+        };
+        let pair = |folder: &Path| (folder.join(SECRET.0), folder.join(SECRET.1));
+        let mut folders = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            // What begins with a point is how a secret is mounted: a link that moves from one version to the next.
+            let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+            if !is_hidden && pair(&entry.path()).0.is_file() {
+                folders.push(entry.path());
+            }
+        }
+        folders.sort();
+        let own = pair(folder);
+        let own = own.0.is_file().then_some(own);
+        Ok(own.into_iter().chain(folders.iter().map(|folder| pair(folder))).collect())
     }
+}
+
+/// What `sources` hold, kept up to date for as long as the result is used. Within a tokio runtime. A secret may be empty
+/// at first, and what is wrong in it is told rather than returned: its folder is another's to fill.
+pub fn server(sources: &[Source]) -> Result<Served, Error> {
     let provider = Arc::new(crypto::ring::default_provider());
-    let mut loaded = Vec::with_capacity(pairs.len());
-    for pair in pairs {
-        let seen = Seen::of(pair);
-        loaded.push(Loaded { seen, certificate: load(pair, &provider)? });
+    let mut loaded = Vec::new();
+    let mut failed = 0;
+    for source in sources {
+        match source {
+            Source::Files(pair) => {
+                let seen = Seen::of(pair);
+                loaded.push(Loaded { pair: pair.clone(), seen, certificate: Some(load(pair, &provider)?) });
+            }
+            Source::Secret(path) => {
+                let found = source.pairs().map_err(|e| Error::Secret { path: path.clone(), why: e.to_string() })?;
+                if found.is_empty() {
+                    tracing::warn!(secret = %path.display(), "holds no certificate yet");
+                }
+                failed += refresh(&found, &mut loaded, &provider).failed;
+            }
+        }
     }
-    let certificates = Arc::new(Certificates {
-        now: RwLock::new(loaded.iter().map(|l| l.certificate.clone()).collect()),
-        failed: AtomicU64::new(0),
-    });
+    if loaded.len() > CERTIFICATES_MAX {
+        return Err(Error::TooMany { len: loaded.len() });
+    }
+    let certificates = Arc::new(Certificates { now: RwLock::new(shown(&loaded)), failed: AtomicU64::new(failed) });
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|source| Error::Pair { path: pairs.first().map(|p| p.0.clone()).unwrap_or_default(), source })?
+        .map_err(|source| Error::Pair { path: loaded.first().map(|l| l.pair.0.clone()).unwrap_or_default(), source })?
         .with_no_client_auth()
         .with_cert_resolver(certificates.clone());
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    tokio::spawn(keep(pairs.to_vec(), loaded, Arc::downgrade(&certificates), provider));
+    tokio::spawn(keep(sources.to_vec(), loaded, Arc::downgrade(&certificates), provider));
     Ok(Served { config: Arc::new(config), certificates })
 }
 
@@ -106,7 +157,7 @@ impl Certificate {
 }
 
 /// What tells one state of two files from another.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Seen([Option<(u64, u64, i64, i64)>; 2]);
 
 impl Seen {
@@ -121,8 +172,14 @@ impl Seen {
 }
 
 struct Loaded {
+    pair: Pair,
     seen: Seen,
-    certificate: Certificate,
+    /// None: there never was one that could be used.
+    certificate: Option<Certificate>,
+}
+
+fn shown(loaded: &[Loaded]) -> Vec<Certificate> {
+    loaded.iter().filter_map(|l| l.certificate.clone()).collect()
 }
 
 fn load((cert, key): &Pair, provider: &CryptoProvider) -> Result<Certificate, Error> {
@@ -140,23 +197,23 @@ fn load((cert, key): &Pair, provider: &CryptoProvider) -> Result<Certificate, Er
 }
 
 /// Looks at the files until nobody uses what they hold.
-async fn keep(pairs: Vec<Pair>, mut loaded: Vec<Loaded>, to: Weak<Certificates>, provider: Arc<CryptoProvider>) {
+async fn keep(sources: Vec<Source>, mut loaded: Vec<Loaded>, to: Weak<Certificates>, provider: Arc<CryptoProvider>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let (pairs, provider) = (pairs.clone(), provider.clone());
+        let (sources, provider) = (sources.clone(), provider.clone());
         if to.strong_count() == 0 {
             return;
         }
         let looked = tokio::task::spawn_blocking(move || {
-            let failed = refresh(&pairs, &mut loaded, &provider);
-            (loaded, failed)
+            let changes = look(&sources, &mut loaded, &provider);
+            (loaded, changes)
         });
         let Ok((next, changes)) = looked.await else { return };
         loaded = next;
         let Some(certificates) = to.upgrade() else { return };
         certificates.failed.fetch_add(changes.failed, Ordering::Relaxed);
         if changes.taken > 0 {
-            let now = loaded.iter().map(|l| l.certificate.clone()).collect();
+            let now = shown(&loaded);
             *certificates.now.write().unwrap_or_else(PoisonError::into_inner) = now;
         }
     }
@@ -168,20 +225,54 @@ struct Changes {
     failed: u64,
 }
 
-fn refresh(pairs: &[Pair], loaded: &mut [Loaded], provider: &CryptoProvider) -> Changes {
+/// Looks at all there is, and lets go what is there no more.
+fn look(sources: &[Source], loaded: &mut Vec<Loaded>, provider: &CryptoProvider) -> Changes {
+    let mut found = Vec::new();
+    for source in sources {
+        match source.pairs() {
+            Ok(pairs) => found.extend(pairs),
+            // A folder that can not be read just now says nothing about what is in it.
+            Err(_) => {
+                let Source::Secret(folder) = source else { continue };
+                found.extend(loaded.iter().map(|l| l.pair.clone()).filter(|pair| pair.0.starts_with(folder)));
+            }
+        }
+    }
+    found.truncate(CERTIFICATES_MAX);
+    let mut changes = refresh(&found, loaded, provider);
+    let is_here = |l: &Loaded| found.contains(&l.pair);
+    // The last certificate stays: a client that is shown an old one may still take it.
+    if loaded.iter().any(|l| is_here(l) && l.certificate.is_some()) {
+        for gone in loaded.extract_if(.., |l| !is_here(l)).filter(|l| l.certificate.is_some()) {
+            tracing::info!(certificate = %gone.pair.0.display(), "is gone: it is shown no more");
+            changes.taken += 1;
+        }
+    }
+    let place = |l: &Loaded| found.iter().position(|pair| *pair == l.pair);
+    loaded.sort_by_key(place);
+    changes
+}
+
+/// Reads those of `pairs` that are new or have changed.
+fn refresh(pairs: &[Pair], loaded: &mut Vec<Loaded>, provider: &CryptoProvider) -> Changes {
     let mut changes = Changes::default();
-    for (pair, before) in pairs.iter().zip(loaded) {
+    for pair in pairs {
         // Before it is read: what changes meanwhile is seen the next time.
         let seen = Seen::of(pair);
+        let at = loaded.iter().position(|l| l.pair == *pair).unwrap_or_else(|| {
+            loaded.push(Loaded { pair: pair.clone(), seen: Seen::default(), certificate: None });
+            loaded.len() - 1
+        });
+        let before = &mut loaded[at];
         if seen == before.seen {
             continue;
         }
         before.seen = seen;
         match load(pair, provider) {
-            Ok(certificate) if certificate.key.cert == before.certificate.key.cert => {}
-            Ok(certificate) => {
+            Ok(new) if before.certificate.as_ref().is_some_and(|old| old.key.cert == new.key.cert) => {}
+            Ok(new) => {
                 tracing::info!(certificate = %pair.0.display(), "a new certificate is shown from now on");
-                before.certificate = certificate;
+                before.certificate = Some(new);
                 changes.taken += 1;
             }
             Err(error) => {
@@ -212,8 +303,9 @@ mod tests {
     }
 
     fn loaded(pairs: &[Pair]) -> Vec<Loaded> {
-        let one = |pair| Loaded { seen: Seen::of(pair), certificate: load(pair, &provider()).unwrap() };
-        pairs.iter().map(one).collect()
+        let mut loaded = Vec::new();
+        assert_eq!(refresh(pairs, &mut loaded, &provider()).failed, 0);
+        loaded
     }
 
     #[test]
@@ -225,7 +317,7 @@ mod tests {
             write(dir.path(), "c", &["x.b.example", "c.example"]),
         ];
         let loaded = loaded(&pairs);
-        let all: Vec<_> = loaded.iter().map(|l| l.certificate.clone()).collect();
+        let all = shown(&loaded);
         let certificates = Certificates { now: RwLock::new(all.clone()), failed: AtomicU64::new(0) };
         for (name, expected) in [
             (Some("a.example"), 0),
@@ -248,8 +340,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pairs = [write(dir.path(), "a", &["a.example"]), write(dir.path(), "b", &["b.example"])];
         let mut now = loaded(&pairs);
-        let before: Vec<_> = now.iter().map(|l| l.certificate.key.clone()).collect();
-        let kept = |now: &[Loaded], n: usize| Arc::ptr_eq(&now[n].certificate.key, &before[n]);
+        let before = shown(&now);
+        let kept = |now: &[Loaded], n: usize| Arc::ptr_eq(&shown(now)[n].key, &before[n].key);
         assert_eq!(refresh(&pairs, &mut now, &provider()), Changes::default());
 
         // Half of a change: the key does not belong to the certificate yet.
@@ -266,6 +358,66 @@ mod tests {
         assert!(!kept(&now, 0) && kept(&now, 1));
         write(dir.path(), "b", &["b.example"]);
         assert_eq!(refresh(&pairs, &mut now, &provider()), Changes { taken: 1, failed: 0 });
+    }
+
+    /// A folder as Kubernetes mounts a secret: the files are links through one link, which is what changes.
+    fn mount(at: &Path, version: &str, name: &str) {
+        fs::create_dir_all(at.join(version)).unwrap();
+        let made = write(at, "made", &[name]);
+        fs::rename(&made.0, at.join(version).join(SECRET.0)).unwrap();
+        fs::rename(&made.1, at.join(version).join(SECRET.1)).unwrap();
+        std::os::unix::fs::symlink(version, at.join("..next")).unwrap();
+        fs::rename(at.join("..next"), at.join("..data")).unwrap();
+        for file in [SECRET.0, SECRET.1] {
+            let _ = std::os::unix::fs::symlink(Path::new("..data").join(file), at.join(file));
+        }
+    }
+
+    #[test]
+    fn secrets_are_taken_as_they_come_change_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, all) = (dir.path().join("own"), dir.path().join("all"));
+        fs::create_dir_all(all.join("empty")).unwrap();
+        let mut loaded = Vec::new();
+        let sources = [Source::Secret(own.clone()), Source::Secret(all.clone())];
+        mount(&own, "..1", "own.example");
+        let mut looked = || {
+            (
+                look(&sources, &mut loaded, &provider()),
+                Certificates { now: RwLock::new(shown(&loaded)), failed: AtomicU64::new(0) },
+            )
+        };
+        let names = |certificates: &Certificates, name: &'static str| {
+            let name = ServerName::try_from(name).unwrap();
+            certificates.now.read().unwrap().iter().position(|c| c.is_for(&name))
+        };
+        let (changes, now) = looked();
+        assert_eq!((changes, names(&now, "own.example")), (Changes { taken: 1, failed: 0 }, Some(0)));
+        assert_eq!(now.now.read().unwrap().len(), 1, "what is mounted is not seen twice");
+        // New ones are shown by name.
+        mount(&all.join("b"), "..1", "b.example");
+        mount(&all.join("a"), "..1", "*.a.example");
+        let (changes, now) = looked();
+        assert_eq!(changes, Changes { taken: 2, failed: 0 });
+        assert_eq!((names(&now, "x.a.example"), names(&now, "b.example")), (Some(1), Some(2)));
+        // A link that leads elsewhere is a new certificate.
+        mount(&own, "..2", "new.example");
+        let (changes, now) = looked();
+        assert_eq!(changes, Changes { taken: 1, failed: 0 });
+        assert_eq!((names(&now, "own.example"), names(&now, "new.example")), (None, Some(0)));
+        assert_eq!(looked().0, Changes::default());
+        // One that is broken stays as it was, one that is gone goes, the last one stays.
+        fs::write(all.join("a/..1/tls.key"), "garbage").unwrap();
+        fs::remove_dir_all(all.join("b")).unwrap();
+        let (changes, now) = looked();
+        assert_eq!(changes, Changes { taken: 1, failed: 1 });
+        assert_eq!((names(&now, "x.a.example"), names(&now, "b.example")), (Some(1), None));
+        fs::remove_dir_all(all.join("a")).unwrap();
+        fs::remove_file(own.join(SECRET.0)).unwrap();
+        let (changes, now) = looked();
+        assert_eq!((changes, names(&now, "new.example")), (Changes::default(), Some(0)));
+        fs::remove_dir_all(&own).unwrap();
+        assert_eq!(names(&looked().1, "new.example"), Some(0));
     }
 
     #[test]

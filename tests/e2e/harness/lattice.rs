@@ -162,7 +162,7 @@ impl Lattice {
         let mut command = Command::new(PROGRAM);
         command.args(["scheduler", "--api", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--nats", &self.bus, "--data"]);
         command.arg(self.dir().join("scheduler"));
-        let mut process = Process::spawn("scheduler", self.dir(), clean(&mut command));
+        let mut process = Process::spawn("scheduler", self.dir(), clean(&mut command).envs(self.env.iter().cloned()));
         self.api = process.field("api");
         self.admin = Some(address(&process.field("admin")));
         self.main = Some(process);
@@ -422,7 +422,9 @@ impl Drop for Lattice {
 
 /// What the machine's user has set must not change a test.
 pub(crate) fn clean(command: &mut Command) -> &mut Command {
-    for name in ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_LOG", "LATTICE_NATS_TOKEN", "LATTICE_TOKEN"] {
+    for name in
+        ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_KEEP_UNUSED", "LATTICE_LOG", "LATTICE_NATS_TOKEN", "LATTICE_TOKEN"]
+    {
         command.env_remove(name);
     }
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OTEL_")) {

@@ -18,6 +18,19 @@ pub(crate) fn keystore_builtin() -> PathBuf {
 pub(crate) fn keystore_actor() -> PathBuf {
     file("manifests/keystore/actor.yaml")
 }
+/// The client and the data where `tier` is `cloud`, the actor between them where it is `edge`.
+pub(crate) fn keystore_actor_apart(lattice: &Lattice) -> PathBuf {
+    let mut text = std::fs::read_to_string(keystore_actor()).unwrap();
+    for image in ["client", "vault"] {
+        let path = file(&format!("manifests/keystore/{image}.wasm")).display().to_string();
+        text = change(&text, &format!("./{image}.wasm"), &path);
+    }
+    for tier in ["cloud", "edge", "cloud"] {
+        let placed = format!("instances: 01\n            spread: [{{name: there, requirements: {{tier: {tier}}}}}]");
+        text = change(&text, "instances: 1\n", &(placed + "\n"));
+    }
+    lattice.write("apart.yaml", text.replace("instances: 01", "instances: 1"))
+}
 pub(crate) fn words() -> PathBuf {
     file("manifests/words/app.yaml")
 }

@@ -7,8 +7,10 @@ mod keystore;
 mod keyvalue;
 mod keyvalue_draft2;
 mod logging;
+mod tied;
 
 pub(super) use keystore::{Call as KeystoreCall, function as keystore_function};
+pub(super) use tied::tied;
 
 use super::state::State;
 use wasmtime::Result;

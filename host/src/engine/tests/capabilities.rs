@@ -8,7 +8,7 @@ use crate::capability::wire::KeyStoreOver;
 type Key = (String, String);
 
 #[derive(Default)]
-struct Memory(Mutex<BTreeMap<Key, Bytes>>);
+pub(super) struct Memory(Mutex<BTreeMap<Key, Bytes>>);
 
 fn at(bucket: &str, key: &str) -> Key {
     (bucket.to_owned(), key.to_owned())

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod among;
 mod calls;
 mod capabilities;
 mod grants;

@@ -517,7 +517,7 @@ async fn an_actor_may_speak_by_itself_every_so_often() {
 async fn websockets_go_over_tls_too() {
     let dir = tempfile::tempdir().unwrap();
     let (pair, certificate) = write_pair(dir.path(), "x", "x.example");
-    let served = tls::server(&[pair]).unwrap();
+    let served = tls::server(&[tls::Source::Files(pair)]).unwrap();
     let (_routes, seen) = watch::channel(table(&[route("", "/", "chat")], &Book::default()));
     let behind = Behind::new(seen, Arc::<Chat>::default());
     let ingress = Ingress::start("127.0.0.1:0".parse().unwrap(), Some(served.config), behind).await.unwrap();
