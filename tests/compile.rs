@@ -64,7 +64,7 @@ async fn a_component_is_compiled_once_by_a_child_and_comes_from_the_cache() {
 async fn a_child_that_is_refused_memory_or_breaks_is_told_by_name() {
     let dir = tempfile::tempdir().unwrap();
     for (name, lines, said) in [
-        ("small", format!("exec {BINARY} \"$1\" \"$2\" 60000000"), "can not be compiled: "),
+        ("small", format!("exec {BINARY} \"$1\" \"$2\" 4000000"), "can not be compiled: "),
         ("aborts", "kill -ABRT $$".to_owned(), "MiB of memory; make it smaller"),
         ("late", "exit 124".to_owned(), "it was not done after 30 minutes"),
         ("broken", "echo C; kill -SEGV $$".to_owned(), "the compiler broke"),

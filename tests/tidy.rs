@@ -22,6 +22,7 @@ const PURE: &[&str] = &[
     "scheduler/src/peer/pieces",
     "scheduler/src/peer/token",
     "host/src/assignment",
+    "host/src/engine/cgroup",
     "host/src/lease",
     "host/src/ingress/websocket/events",
     "host/src/ingress/websocket/ended",

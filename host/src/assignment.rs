@@ -48,10 +48,21 @@ pub enum Verdict {
 /// Fences by (term, generation): what is older than the stored one is refused, by either number. A new term with the
 /// same generation carries the same content; with an older one it comes from a leader that has not caught up yet.
 pub fn accept(stored: Option<&pb::Assignment>, new: &pb::Assignment, lattice: &str, host: &str) -> Verdict {
+    judge(stored, new, wanted(new).err(), lattice, host)
+}
+
+/// The same, of one that was decoded already; `problem` is what was wrong with it then.
+pub fn judge(
+    stored: Option<&pb::Assignment>,
+    new: &pb::Assignment,
+    problem: Option<String>,
+    lattice: &str,
+    host: &str,
+) -> Verdict {
     if new.lattice != lattice || new.host != host {
         return Verdict::Refuse(format!("it is for host {:?} of lattice {:?}", new.host, new.lattice));
     }
-    if let Err(problem) = wanted(new) {
+    if let Some(problem) = problem {
         return Verdict::Refuse(problem);
     }
     let Some(stored) = stored else { return Verdict::Accept };
@@ -78,13 +89,22 @@ pub fn accept(stored: Option<&pb::Assignment>, new: &pb::Assignment, lattice: &s
 
 /// The components of an assignment, or what is wrong with it.
 pub fn wanted(assignment: &pb::Assignment) -> Result<BTreeMap<Key, Wanted>, String> {
+    wanted_after(None, assignment)
+}
+
+/// The same, where `before` is the assignment that this one follows with its components: apps that it holds as well are
+/// those, and are not decoded again. Of thousands, most assignments change one.
+pub fn wanted_after(
+    before: Option<(&pb::Assignment, &BTreeMap<Key, Wanted>)>,
+    assignment: &pb::Assignment,
+) -> Result<BTreeMap<Key, Wanted>, String> {
+    let known = before.map(|(stored, wanted)| known(stored, wanted)).unwrap_or_default();
     let mut all = BTreeMap::new();
     for slice in &assignment.apps {
-        let app = App::from_json(&slice.spec).map_err(|e| format!("app {:?} does not decode: {e}", slice.app))?;
-        if app.name.as_str() != slice.app {
-            return Err(format!("app {:?} carries the spec of {:?}", slice.app, app.name.as_str()));
-        }
-        let app = Arc::new(app);
+        let app = match known.get(slice.app.as_str()) {
+            Some((spec, app)) if *spec == slice.spec.as_slice() => (*app).clone(),
+            _ => Arc::new(decode(slice)?),
+        };
         for (component, replicas) in &slice.replicas {
             let Some((name, spec)) = app.components.get_key_value(component.as_str()) else {
                 return Err(format!("app {:?} has no component {component:?}", slice.app));
@@ -97,6 +117,30 @@ pub fn wanted(assignment: &pb::Assignment) -> Result<BTreeMap<Key, Wanted>, Stri
         }
     }
     Ok(all)
+}
+
+fn decode(slice: &pb::AppSlice) -> Result<App, String> {
+    let app = App::from_json(&slice.spec).map_err(|e| format!("app {:?} does not decode: {e}", slice.app))?;
+    match app.name.as_str() == slice.app {
+        true => Ok(app),
+        false => Err(format!("app {:?} carries the spec of {:?}", slice.app, app.name.as_str())),
+    }
+}
+
+/// By name, what each app was decoded from, and what it is. Of an app with two revisions here one will do.
+fn known<'a>(
+    stored: &'a pb::Assignment,
+    wanted: &'a BTreeMap<Key, Wanted>,
+) -> BTreeMap<&'a str, (&'a [u8], &'a Arc<App>)> {
+    let decoded: BTreeMap<(&str, u64), &Arc<App>> =
+        wanted.iter().map(|(key, wanted)| ((key.0.as_str(), wanted.revision), &wanted.app)).collect();
+    let slices = stored.apps.iter();
+    slices
+        .filter_map(|slice| {
+            let app = decoded.get(&(slice.app.as_str(), slice.revision))?;
+            Some((slice.app.as_str(), (slice.spec.as_slice(), *app)))
+        })
+        .collect()
 }
 
 /// What has to happen, in key order. `busy` says which revision of a component is being brought up already, or failed
@@ -193,6 +237,27 @@ mod tests {
         check(&|a| a.apps[0].app = "else".into(), "carries the spec of");
         check(&|a| a.apps.push(a.apps[0].clone()), "assigned twice");
         check(&|a| _ = a.apps[0].replicas.insert("nobody".into(), 1), "no component");
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_decoded_again() {
+        let stored = assignment(1, 1, 1, &[("cart", 1)]);
+        let before = wanted(&stored).unwrap();
+        let after = |new: &pb::Assignment| wanted_after(Some((&stored, &before)), new);
+        let app = |wanted: &BTreeMap<Key, Wanted>, component| wanted[&key(component)].app.clone();
+        let more = assignment(1, 2, 2, &[("cart", 5), ("mail", 1)]);
+        let now = after(&more).unwrap();
+        assert_eq!(now, wanted(&more).unwrap());
+        assert!(Arc::ptr_eq(&app(&now, "mail"), &app(&before, "cart")));
+        // Another spec is decoded, and its problems are told.
+        let mut other = more.clone();
+        other.apps[0].spec.push(b' ');
+        assert!(!Arc::ptr_eq(&app(&after(&other).unwrap(), "cart"), &app(&before, "cart")));
+        other.apps[0].spec.truncate(5);
+        assert!(after(&other).unwrap_err().contains("does not decode"));
+        let mut renamed = more.clone();
+        renamed.apps[0].app = "else".into();
+        assert_eq!(after(&renamed), wanted(&renamed));
     }
 
     #[test]

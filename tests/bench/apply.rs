@@ -76,18 +76,24 @@ impl Times {
 
 /// Hello with a section of its own, so that its digest is new.
 pub(crate) fn new_component(bench: &Bench, dir: &Path, number: usize) -> Result<PathBuf> {
-    let mut bytes = std::fs::read(bench.component("hello")).context("the component of hello")?;
+    let hello = std::fs::read(bench.component("hello")).context("the component of hello")?;
+    let path = dir.join(format!("hello-{number}.wasm"));
+    let bytes = distinct(hello, number)?;
+    std::fs::write(&path, bytes).with_context(|| format!("can not write {}", path.display()))?;
+    Ok(path)
+}
+
+/// A component with a section of its own.
+pub(crate) fn distinct(mut component: Vec<u8>, number: usize) -> Result<Vec<u8>> {
     let own = format!("bench {number} {:?} {}", std::time::SystemTime::now(), std::process::id());
     // A custom section of a component: id 0, its size, the name's size, the name, anything.
     let name = b"bench";
     let len = u8::try_from(1 + name.len() + own.len()).context("a section of more than a byte's length")?;
     ensure!(len < 0x80, "a section whose size takes two bytes");
-    bytes.extend([0, len, u8::try_from(name.len())?]);
-    bytes.extend_from_slice(name);
-    bytes.extend_from_slice(own.as_bytes());
-    let path = dir.join(format!("hello-{number}.wasm"));
-    std::fs::write(&path, bytes).with_context(|| format!("can not write {}", path.display()))?;
-    Ok(path)
+    component.extend([0, len, u8::try_from(name.len())?]);
+    component.extend_from_slice(name);
+    component.extend_from_slice(own.as_bytes());
+    Ok(component)
 }
 
 /// Until the first answer, and until the command came back, which waits for the app to run.

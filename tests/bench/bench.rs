@@ -28,6 +28,7 @@ mod plan;
 mod process;
 mod raft;
 mod recovery;
+mod small;
 mod walls;
 
 use anyhow::{Context as _, Result};
@@ -51,7 +52,7 @@ const SECTIONS: &[Section] = &[
     ("failover", "from the leader killed to the next write, three schedulers beside three of etcd", control::failover),
     ("recovery", "killed with a long log, started, until it answers: one scheduler beside one etcd", recovery::run),
     ("memory", "resident memory of idle processes", memory::run),
-    ("density", "a host with many apps that few call", density::run),
+    ("density", "a host with 10,000 apps of distinct components that few call", density::run),
     ("walls", "what one actor's clients notice of a hundred hostile actors beside it", walls::run),
 ];
 

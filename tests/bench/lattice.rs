@@ -148,7 +148,7 @@ impl App<'_> {
         Ok(path)
     }
 
-    fn manifest(&self, traits: &str) -> String {
+    pub(crate) fn manifest(&self, traits: &str) -> String {
         let mut text = format!(
             "apiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata: {{ name: {} }}\nspec:\n  components:\n    \
              - name: web\n      type: component\n      properties: {{ image: {:?} }}\n      traits:\n        \

@@ -21,6 +21,8 @@ mod bad;
 mod buses;
 #[cfg(target_os = "linux")]
 mod chaos;
+#[cfg(target_os = "linux")]
+mod edge;
 mod garbage;
 mod harness;
 mod hostile;

@@ -58,13 +58,13 @@ impl Since {
     fn actors(&mut self, running: &Running) -> Vec<pb::ActorLoad> {
         let mut loads = Vec::new();
         let mut now = BTreeMap::new();
-        for (key, have, what) in running.list() {
-            let What::Actor(actor) = what else { continue };
-            let stats = actor.stats();
-            if stats.requests == 0 {
-                continue;
+        // Of thousands, most were never asked: those cost a look, and no more.
+        running.each(|app, name, have, what| {
+            let What::Actor(actor) = what else { return };
+            if actor.requests() == 0 {
+                return;
             }
-            let took = actor.took();
+            let (stats, took, key) = (actor.stats(), actor.took(), (app.clone(), name.clone()));
             let blank = Before { revision: have.revision, errors: 0, took: Taken::default() };
             let before = self.actors.get(&key).filter(|b| b.revision == have.revision).copied().unwrap_or(blank);
             let between = took.since(&before.took);
@@ -82,7 +82,7 @@ impl Since {
                 });
             }
             now.insert(key, Before { revision: have.revision, errors: stats.errors, took });
-        }
+        });
         self.actors = now;
         loads
     }

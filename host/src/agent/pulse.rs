@@ -26,8 +26,6 @@ pub(super) struct Pulse {
 #[derive(Default)]
 struct State {
     beat: pb::Beat,
-    /// Inventory without counters: what counts as a change.
-    bare: Vec<pb::Running>,
     lease: Lease,
 }
 
@@ -37,6 +35,20 @@ impl State {
         self.beat.seq += 1;
         self.lease.sent(self.beat.seq, now_ms());
     }
+}
+
+fn is_full(seq: u64) -> bool {
+    seq.is_multiple_of(FULL_EVERY)
+}
+
+/// Whether more than counters differs.
+fn is_change(before: &[pb::Running], now: &[pb::Running]) -> bool {
+    let same = |a: &pb::Running, b: &pb::Running| {
+        let pb::Running { app, component, revision, replicas, state, error, requests: _, errors: _ } = a;
+        (app, component, revision, replicas, state, error)
+            == (&b.app, &b.component, &b.revision, &b.replicas, &b.state, &b.error)
+    };
+    before.len() != now.len() || !before.iter().zip(now).all(|(a, b)| same(a, b))
 }
 
 /// Why a component is not up.
@@ -54,33 +66,39 @@ impl Pulse {
         state.beat.clone()
     }
 
-    /// The next beat to publish.
+    /// Whether the next beat tells the inventory although it did not change.
+    pub(super) fn is_full_next(&self) -> bool {
+        is_full(self.state.lock().unwrap_or_else(PoisonError::into_inner).beat.seq + 1)
+    }
+
+    /// The next beat to publish. Without an inventory, that of the beat before holds.
     pub(super) fn next(
         &self,
         parts: &Parts,
-        inventory: Vec<pb::Running>,
+        inventory: Option<Vec<pb::Running>>,
         fence: (u64, u64),
         leaving: bool,
         load: Option<pb::Load>,
     ) -> pb::Beat {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let bare: Vec<pb::Running> =
-            inventory.iter().map(|r| pb::Running { requests: 0, errors: 0, ..r.clone() }).collect();
         let first = state.beat.seq == 0;
-        let changed = bare != state.bare || first;
+        let before = state.beat.inventory.take().unwrap_or_default();
+        let changed = first || inventory.as_ref().is_some_and(|now| is_change(&before.items, now));
         if changed {
-            state.bare = bare;
             state.beat.inventory_version += 1;
         }
         state.count();
         (state.beat.term, state.beat.generation) = fence;
         state.beat.leaving = leaving;
         state.beat.dropped = parts.bus.drops().total();
-        state.beat.inventory = Some(pb::Inventory { items: inventory });
         state.beat.load = load;
-        let full = changed || state.beat.seq.is_multiple_of(FULL_EVERY);
-        let inventory = if full { state.beat.inventory.clone() } else { None };
-        pb::Beat { inventory, ..state.beat.clone() }
+        let mut beat = state.beat.clone();
+        let now = inventory.map_or(before, |items| pb::Inventory { items });
+        if changed || is_full(beat.seq) {
+            beat.inventory = Some(now.clone());
+        }
+        state.beat.inventory = Some(now);
+        beat
     }
 
     /// Takes a lease, or says why not.
@@ -113,32 +131,26 @@ pub(super) fn inventory(
     failed: &BTreeMap<Key, Failure>,
     stopping: impl Iterator<Item = (Key, u64)>,
 ) -> Vec<pb::Running> {
-    let mut items: Vec<pb::Running> = running
-        .list()
-        .into_iter()
-        .map(|(key, have, what)| {
-            let (stats, failure) = match &what {
-                What::Actor(actor) => (actor.stats(), None),
-                What::Provider(store) => (Default::default(), store.failure()),
-            };
-            let state = if failure.is_some() { pb::RunState::Failed } else { pb::RunState::Running };
-            pb::Running {
-                app: key.0.to_string(),
-                component: key.1.to_string(),
-                revision: have.revision,
-                replicas: have.replicas,
-                state: state.into(),
-                error: failure.unwrap_or_default(),
-                requests: stats.requests,
-                errors: stats.errors,
-            }
-        })
-        .collect();
+    let mut items = Vec::new();
+    running.each(|app, component, have, what| {
+        let (stats, failure) = match what {
+            What::Actor(actor) => (actor.stats(), None),
+            What::Provider(store) => (Default::default(), store.failure()),
+        };
+        let state = if failure.is_some() { pb::RunState::Failed } else { pb::RunState::Running };
+        items.push(pb::Running {
+            app: app.to_string(),
+            component: component.to_string(),
+            revision: have.revision,
+            replicas: have.replicas,
+            state: state.into(),
+            error: failure.unwrap_or_default(),
+            requests: stats.requests,
+            errors: stats.errors,
+        });
+    });
     for (key, want) in wanted {
-        let up = items
-            .iter()
-            .any(|i| i.revision == want.revision && i.app == key.0.as_str() && i.component == key.1.as_str());
-        if up {
+        if running.have(key).is_some_and(|have| have.revision == want.revision) {
             continue;
         }
         let failure = failed.get(key).filter(|f| f.revision == want.revision);

@@ -34,6 +34,10 @@ const SHUTDOWN_DRAIN: Duration = Duration::from_secs(5);
 const LOOKED_UP_POLL: Duration = Duration::from_millis(10);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Of the time, the share in which heartbeats that tell of a change are made: with thousands of components each of them
+/// takes its time, and while those start there is always something to tell.
+const TELLING_SHARE: u32 = 10;
+const TELLING_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How often expired values are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
 const SWEEP_MIN: Duration = Duration::from_secs(1);
@@ -58,7 +62,18 @@ pub(super) struct Loop {
     unused: Unused,
     /// What the heartbeat before told of the load.
     since: Since,
+    /// There is something to tell, and not before then.
     changed: bool,
+    tell_at: Instant,
+    /// A store had failed when the last heartbeat was made.
+    failing: bool,
+    /// What shall run has to be compared with what does; what is under a lease, with whether there was one.
+    unsure: bool,
+    leased: bool,
+    /// To be brought up when there is room, the next at the end; as the last comparison found.
+    waiting: Vec<(Key, Wanted)>,
+    /// When the first of those that failed is tried again.
+    retry_at: Option<Instant>,
 }
 
 impl Loop {
@@ -90,19 +105,27 @@ impl Loop {
             unused,
             since: Since::now(),
             changed: true,
+            tell_at: Instant::now(),
+            failing: false,
+            unsure: true,
+            leased: false,
+            waiting: Vec::new(),
+            retry_at: None,
         }
     }
 
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         if let Some(stored) = self.disk.assignment() {
-            let fits = assignment::accept(None, &stored, self.identity.lattice.as_str(), self.identity.host.as_str());
-            if fits == Verdict::Accept {
+            let wanted = assignment::wanted(&stored);
+            let problem = wanted.as_ref().err().cloned();
+            let (lattice, host) = (self.identity.lattice.as_str(), self.identity.host.as_str());
+            if let (Verdict::Accept, Ok(wanted)) = (assignment::judge(None, &stored, problem, lattice, host), wanted) {
                 tracing::info!(
                     generation = stored.generation,
                     apps = stored.apps.len(),
                     "starting from the last assignment"
                 );
-                self.adopt(stored);
+                self.adopt(stored, wanted);
             }
         }
         let mut connection = self.parts.bus.connection();
@@ -122,9 +145,8 @@ impl Loop {
                 self.changed = true;
             }
             self.reconcile();
-            self.tell_progress();
-            if std::mem::take(&mut self.changed) {
-                self.beat(false).await;
+            if self.changed && Instant::now() >= self.tell_at {
+                self.tell().await;
             }
             tokio::select! {
                 command = commands.recv() => match command {
@@ -145,6 +167,7 @@ impl Loop {
                 Some(started) = self.starts.join_next() => self.started(started),
                 Some(gone) = self.partings.join_next() => self.parted(gone),
                 () = pulse.leased.notified() => {}
+                () = tokio::time::sleep_until(self.tell_at.into()), if self.changed => {}
                 _ = look.tick(), if self.up.values().any(|i| i.strict) => {}
                 Ok(()) = connection.changed() => {}
                 _ = beat.tick() => self.beat(false).await,
@@ -167,10 +190,25 @@ impl Loop {
         }
     }
 
+    /// Tells of a change.
+    async fn tell(&mut self) {
+        let begun = Instant::now();
+        self.beat(false).await;
+        self.tell_at = Instant::now() + (begun.elapsed() * (TELLING_SHARE - 1)).min(TELLING_PAUSE_MAX);
+    }
+
     async fn beat(&mut self, leaving: bool) {
         let fence = self.stored.as_ref().map_or((0, 0), |s| (s.term, s.generation));
-        let failed = self.failed.iter().map(|(k, (f, ..))| (k.clone(), f.clone())).collect();
-        let items = inventory(&self.parts.running, &self.wanted, &failed, self.stopping());
+        let failing = self.up.values().any(|i| matches!(&i.what, What::Provider(store) if store.failure().is_some()));
+        // What runs is gone through only if there is something to tell.
+        let new = std::mem::take(&mut self.changed) | std::mem::replace(&mut self.failing, failing) | failing | leaving;
+        if new {
+            self.tell_progress();
+        }
+        let items = (new || self.parts.pulse.is_full_next()).then(|| {
+            let failed = self.failed.iter().map(|(k, (f, ..))| (k.clone(), f.clone())).collect();
+            inventory(&self.parts.running, &self.wanted, &failed, self.stopping())
+        });
         let load = self.since.load(&self.parts.running);
         let beat = self.parts.pulse.next(&self.parts, items, fence, leaving, load);
         // A beat that waited for the bus would be old news: it is made and dropped.
@@ -201,7 +239,10 @@ impl Loop {
     /// Takes or refuses an assignment. Stored before it is confirmed.
     async fn assign(&mut self, new: pb::Assignment, answer: oneshot::Sender<pb::Assigned>) {
         let (lattice, host) = (self.identity.lattice.as_str(), self.identity.host.as_str());
-        let verdict = assignment::accept(self.stored.as_ref(), &new, lattice, host);
+        let before = self.stored.as_ref().map(|stored| (stored, &self.wanted));
+        let wanted = assignment::wanted_after(before, &new);
+        let problem = wanted.as_ref().err().cloned();
+        let verdict = assignment::judge(self.stored.as_ref(), &new, problem, lattice, host);
         let error = match verdict {
             Verdict::Same => None,
             Verdict::Refuse(why) => {
@@ -210,18 +251,18 @@ impl Loop {
                 self.parts.bus.drops().count(reason);
                 Some(why)
             }
-            Verdict::Accept => match tokio::task::block_in_place(|| self.disk.store(&new)) {
-                Ok(()) => {
+            Verdict::Accept => match wanted.and_then(|wanted| self.keep(&new).map(|()| wanted)) {
+                Ok(wanted) => {
                     tracing::info!(
                         term = new.term,
                         generation = new.generation,
                         apps = new.apps.len(),
                         "assignment accepted"
                     );
-                    self.adopt(new);
+                    self.adopt(new, wanted);
                     None
                 }
-                Err(e) => Some(e.to_string()),
+                Err(problem) => Some(problem),
             },
         };
         let (term, generation) = self.stored.as_ref().map_or((0, 0), |s| (s.term, s.generation));
@@ -230,8 +271,12 @@ impl Loop {
         let _ = answer.send(pb::Assigned { accepted, term, generation, error: error.unwrap_or_default() });
     }
 
-    fn adopt(&mut self, assignment: pb::Assignment) {
-        self.wanted = assignment::wanted(&assignment).expect("an assignment is checked before it is adopted");
+    fn keep(&self, assignment: &pb::Assignment) -> Result<(), String> {
+        tokio::task::block_in_place(|| self.disk.store(assignment)).map_err(|e| e.to_string())
+    }
+
+    fn adopt(&mut self, assignment: pb::Assignment, wanted: BTreeMap<Key, Wanted>) {
+        self.wanted = wanted;
         let (routes, refused) = Routes::from_wire(&assignment.routes, &self.parts.telemetry.book);
         if refused > 0 {
             tracing::warn!(refused, "routes that this host can not read were left out; update it");
@@ -241,16 +286,38 @@ impl Loop {
         self.failed.retain(|k, (f, ..)| self.wanted.get(k).is_some_and(|w| w.revision == f.revision));
         self.stored = Some(assignment);
         self.changed = true;
+        self.unsure = true;
     }
 
     /// Begins whatever has to happen and can begin now.
     fn reconcile(&mut self) {
+        let (now, leased) = (Instant::now(), self.is_leased());
+        self.unsure |= self.retry_at.is_some_and(|at| at <= now);
+        self.unsure |= std::mem::replace(&mut self.leased, leased) != leased;
+        while std::mem::take(&mut self.unsure) {
+            self.compare(now, leased);
+        }
+        while self.starts.len() < STARTS_MAX
+            && let Some((key, wanted)) = self.waiting.pop()
+        {
+            self.starting.insert(key.clone(), wanted.revision);
+            let parts = self.parts.clone();
+            self.starts.spawn(async move {
+                let result = parts.start(&key, &wanted).await;
+                (key, wanted, result)
+            });
+        }
+    }
+
+    /// Goes through all components: with thousands of them, not at each turn of the loop.
+    fn compare(&mut self, now: Instant, leased: bool) {
         let have: BTreeMap<Key, Have> =
             self.up.iter().map(|(k, i)| (k.clone(), Have { revision: i.revision, replicas: i.replicas })).collect();
-        let now = Instant::now();
         let mut busy = self.starting.clone();
         busy.extend(self.failed.iter().filter(|(_, f)| f.2 > now).map(|(k, f)| (k.clone(), f.0.revision)));
-        for action in assignment::actions(&self.wanted, &have, &busy, self.is_leased()) {
+        self.retry_at = self.failed.values().map(|f| f.2).filter(|at| *at > now).min();
+        self.waiting.clear();
+        for action in assignment::actions(&self.wanted, &have, &busy, leased) {
             match action {
                 Action::Stop(key) => {
                     tracing::info!(app = %key.0, component = %key.1, "stopped");
@@ -259,6 +326,8 @@ impl Loop {
                         self.retire(key, old);
                     }
                     self.changed = true;
+                    // Another revision may have waited for that.
+                    self.unsure = true;
                 }
                 Action::Scale(key, replicas) => {
                     if let Some(instance) = self.up.get_mut(&key) {
@@ -271,19 +340,13 @@ impl Loop {
                     self.changed = true;
                 }
                 Action::Start(key, wanted) => {
-                    let waits = self.starting.contains_key(&key) || self.parting.contains_key(&key);
-                    if self.starts.len() >= STARTS_MAX || waits {
-                        continue;
+                    if !self.starting.contains_key(&key) && !self.parting.contains_key(&key) {
+                        self.waiting.push((key, wanted));
                     }
-                    self.starting.insert(key.clone(), wanted.revision);
-                    let parts = self.parts.clone();
-                    self.starts.spawn(async move {
-                        let result = parts.start(&key, &wanted).await;
-                        (key, wanted, result)
-                    });
                 }
             }
         }
+        self.waiting.reverse();
     }
 
     fn started(&mut self, joined: Result<(Key, Wanted, Result<Instance, String>), tokio::task::JoinError>) {
@@ -293,6 +356,7 @@ impl Loop {
             Err(error) => {
                 tracing::error!(%error, "bringing up a component ended without a word");
                 self.starting.clear();
+                self.unsure = true;
                 return;
             }
         };
@@ -300,6 +364,7 @@ impl Loop {
         match result {
             Ok(instance) => {
                 // What it was started for may have changed meanwhile: `reconcile` sees to the rest.
+                self.unsure |= self.wanted.get(&key) != Some(&started);
                 if !self.wanted.contains_key(&key) || instance.strict && !self.is_leased() {
                     return self.retire(key, instance);
                 }
@@ -318,7 +383,10 @@ impl Loop {
                 let tries = self.failed.get(&key).filter(|f| f.0.revision == started.revision).map_or(0, |f| f.1) + 1;
                 let wait = RETRY_MIN.saturating_mul(1 << tries.min(6)).min(RETRY_MAX);
                 let failure = Failure { revision: started.revision, error };
-                self.failed.insert(key, (failure, tries, Instant::now() + wait));
+                let again = Instant::now() + wait;
+                self.unsure |= self.wanted.get(&key) != Some(&started);
+                self.retry_at = Some(self.retry_at.map_or(again, |at| at.min(again)));
+                self.failed.insert(key, (failure, tries, again));
             }
         }
     }
@@ -379,6 +447,7 @@ impl Loop {
 
     fn parted(&mut self, gone: Result<Key, tokio::task::JoinError>) {
         self.changed = true;
+        self.unsure = true;
         match gone {
             Ok(key) => _ = self.parting.remove(&key),
             Err(error) => tracing::error!(%error, "stopping something strict ended without a word"),

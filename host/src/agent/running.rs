@@ -94,6 +94,20 @@ impl Running {
         }
     }
 
+    /// What is up of a component.
+    pub(super) fn have(&self, key: &Key) -> Option<Have> {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        Some(all.get(&key.0)?.get(&key.1)?.have)
+    }
+
+    /// Shows each of them, in the order of their keys. Whoever looks must be quick: nothing can be changed meanwhile.
+    pub(super) fn each(&self, mut look: impl FnMut(&Name, &Name, Have, &What)) {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        for (app, components) in all.iter() {
+            components.iter().for_each(|(component, entry)| look(app, component, entry.have, &entry.what));
+        }
+    }
+
     pub(super) fn list(&self) -> Vec<(Key, Have, What)> {
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
         let each = all.iter().flat_map(|(app, components)| components.iter().map(move |c| (app, c)));

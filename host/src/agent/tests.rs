@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
-/// Revisions that replace each other; the bench wants more.
-fn swaps(few: u64) -> u64 {
-    std::env::var("LATTICE_SWAPS").ok().and_then(|n| n.parse().ok()).unwrap_or(few)
+/// Revisions that replace each other, if nobody asks for another number.
+fn swaps(usual: u64) -> u64 {
+    std::env::var("LATTICE_SWAPS").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
 /// The hello app, its component in this host's store.
@@ -173,7 +173,7 @@ async fn no_request_fails_while_revisions_replace_each_other() {
     for _ in 0..4 {
         asking.spawn(clients.clone().over_http(hello.at()));
     }
-    let answered = hello.swapped(swaps(200), &clients, asking).await;
+    let answered = hello.swapped(swaps(1_000), &clients, asking).await;
     let old = hello.agent.parts.running.list().len();
     assert_eq!((old, hello.agent.health().ready()), (1, Ok(())));
     let page = page(&hello.agent);
@@ -203,7 +203,7 @@ async fn nor_does_one_that_comes_over_the_bus() {
     for _ in 0..4 {
         asking.spawn(clients.clone().over_the_bus(connect(&broker).await));
     }
-    hello.swapped(swaps(50), &clients, asking).await;
+    hello.swapped(swaps(1_000), &clients, asking).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -157,10 +157,15 @@ impl Actor {
         self.shared.may_run()
     }
 
+    /// Invocations asked for.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
     pub fn stats(&self) -> Stats {
         let (in_flight, queued) = self.shared.gate.len();
         Stats {
-            requests: self.shared.requests.load(Ordering::Relaxed),
+            requests: self.requests(),
             errors: self.errors().iter().sum(),
             in_flight,
             queued: u32::try_from(queued).unwrap_or(u32::MAX),

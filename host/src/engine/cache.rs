@@ -17,6 +17,8 @@ use wasmtime::component::Component;
 
 /// Compiled code kept on disk; over it, what was loaded longest ago goes.
 const CACHE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+/// The folder is gone through each time so much was added to it: not at each of thousands of files.
+const LOOK_BYTES: u64 = CACHE_BYTES_MAX / 64;
 const KEY_BYTES: usize = 32;
 /// Block size of SHA-256, for HMAC (RFC 2104).
 const BLOCK_BYTES: usize = 64;
@@ -28,6 +30,8 @@ pub(super) struct Cache {
     setup: String,
     /// Makes names of temporary files distinct within this process.
     counter: AtomicU64,
+    /// Bytes added since the folder was gone through.
+    added: AtomicU64,
 }
 
 impl Cache {
@@ -37,7 +41,13 @@ impl Cache {
             return Err(io::Error::other("other users can write to it: chmod go-w"));
         }
         let key = read_or_make_key(dir)?;
-        let cache = Self { dir: dir.to_owned(), key, setup: setup(engine), counter: AtomicU64::new(0) };
+        let cache = Self {
+            dir: dir.to_owned(),
+            key,
+            setup: setup(engine),
+            counter: AtomicU64::new(0),
+            added: AtomicU64::new(LOOK_BYTES),
+        };
         cache.remove_leftovers()?;
         Ok(cache)
     }
@@ -73,7 +83,13 @@ impl Cache {
         let _ = fs::remove_file(path.with_extension("mac"));
         self.write(&path, code)?;
         self.write(&path.with_extension("mac"), &sum)?;
-        self.shrink(CACHE_BYTES_MAX)
+        let len = u64::try_from(code.len()).unwrap_or(u64::MAX);
+        if self.added.fetch_add(len, Ordering::Relaxed).saturating_add(len) < LOOK_BYTES {
+            return Ok(());
+        }
+        self.added.store(0, Ordering::Relaxed);
+        // The engine for 0.3 adds to the same folder by a count of its own.
+        self.shrink(CACHE_BYTES_MAX - 2 * LOOK_BYTES)
     }
 
     /// Removes the compiled code of a component, if there is any.

@@ -21,8 +21,12 @@ pub const ARGUMENT: &str = "compile-component";
 /// Processor time of one compilation, and time on the wall: a busy machine makes it wait.
 const CPU_S_MAX: u64 = 300;
 const WALL_MAX: Duration = Duration::from_secs(1_800);
-/// Address space of the child: half of the machine's memory, within these.
-const SPACE_BYTES: std::ops::RangeInclusive<u64> = (1 << 30)..=(4 << 30);
+/// Memory of the child: half of what this process may have, within these.
+const MEMORY_BYTES: std::ops::RangeInclusive<u64> = (24 << 20)..=(4 << 30);
+/// Its address space, of which it reserves more than it uses.
+const SPACE_BYTES_MIN: u64 = 1 << 30;
+/// With less than this it compiles on one processor: each further one costs memory.
+const PARALLEL_BYTES: u64 = 256 << 20;
 const CODE_BYTES_MAX: u64 = 1 << 30;
 /// The first byte of what the child says.
 const CODE: u8 = b'C';
@@ -49,9 +53,9 @@ impl Compiler {
 
     /// Compiled code for an engine of this setup. Blocks.
     pub(super) fn compile(&self, digest: &Digest, bytes: &[u8], setup: &str) -> Result<Vec<u8>, Failed> {
-        let space = space_bytes(config::machine_memory_bytes());
+        let memory = memory_bytes(config::machine_memory_bytes());
         let mut command = Command::new(&self.program);
-        command.arg(ARGUMENT).arg(setup).arg(space.to_string());
+        command.arg(ARGUMENT).arg(setup).arg(memory.to_string());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).env_clear();
         let mut child = command.spawn().map_err(Failed::NoChild)?;
         // It reads everything before it writes anything; one that died is told by how it ended.
@@ -69,7 +73,7 @@ impl Compiler {
                 Err(Failed::Refused(Error::NotComponent { digest: digest.clone(), reason }))
             }
             (None, true) => Err(Failed::NoChild(io::Error::other("it is of another version"))),
-            _ => Err(Failed::Refused(Error::Compile { digest: digest.clone(), reason: why(ended, space) })),
+            _ => Err(Failed::Refused(Error::Compile { digest: digest.clone(), reason: why(ended, memory) })),
         }
     }
 }
@@ -82,12 +86,12 @@ pub(super) enum Failed {
     NoChild(io::Error),
 }
 
-fn why(ended: ExitStatus, space: u64) -> String {
+fn why(ended: ExitStatus, memory: u64) -> String {
     const ABORTED: i32 = libc::SIGABRT;
     const TOO_LONG: i32 = libc::SIGXCPU;
     const KILLED: i32 = libc::SIGKILL;
     match (ended.signal(), ended.code()) {
-        (Some(ABORTED), _) => format!("it takes more than {} MiB of memory; make it smaller", space >> 20),
+        (Some(ABORTED), _) => format!("it takes more than {} MiB of memory; make it smaller", memory >> 20),
         (Some(TOO_LONG | KILLED), _) => {
             format!(
                 "it takes more than {CPU_S_MAX} s of processor time, or this machine ran out of memory; make it smaller"
@@ -103,8 +107,8 @@ fn why(ended: ExitStatus, space: u64) -> String {
     }
 }
 
-fn space_bytes(machine: Option<u64>) -> u64 {
-    (machine.unwrap_or(u64::MAX) / 2).clamp(*SPACE_BYTES.start(), *SPACE_BYTES.end())
+fn memory_bytes(machine: Option<u64>) -> u64 {
+    (machine.unwrap_or(u64::MAX) / 2).clamp(*MEMORY_BYTES.start(), *MEMORY_BYTES.end())
 }
 
 /// The child's exit code when it took too long.
@@ -114,17 +118,17 @@ const LATE: u8 = 124;
 /// nothing when its engine is not the one that was meant.
 pub fn child(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let mut text = || args.next().and_then(|arg| arg.into_string().ok());
-    let (Some(setup), Some(space)) = (text(), text().and_then(|space| space.parse().ok())) else {
+    let (Some(setup), Some(memory)) = (text(), text().and_then(|memory| memory.parse().ok())) else {
         return ExitCode::from(2);
     };
-    match within_bounds(space).and_then(|()| answer(&setup)) {
+    match within_bounds(memory).and_then(|()| answer(&setup, memory >= PARALLEL_BYTES)) {
         Ok(said) if io::stdout().write_all(&said).is_ok() => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
 
-fn answer(setup: &str) -> io::Result<Vec<u8>> {
-    let Some(engine) = engine_of(setup)? else { return Ok(Vec::new()) };
+fn answer(setup: &str, parallel: bool) -> io::Result<Vec<u8>> {
+    let Some(engine) = engine_of(setup, parallel)? else { return Ok(Vec::new()) };
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes)?;
     let mut said = vec![CODE];
@@ -139,10 +143,10 @@ fn answer(setup: &str) -> io::Result<Vec<u8>> {
 }
 
 /// The engine of this build that has this setup.
-fn engine_of(setup: &str) -> io::Result<Option<wasmtime::Engine>> {
+fn engine_of(setup: &str, parallel: bool) -> io::Result<Option<wasmtime::Engine>> {
     for kind in [config::Kind::Plain, config::Kind::Later] {
         let mut config = config::wasmtime_config(None, kind);
-        config.parallel_compilation(true);
+        config.parallel_compilation(parallel);
         let engine = wasmtime::Engine::new(&config).map_err(io::Error::other)?;
         if cache::setup(&engine) == setup {
             return Ok(Some(engine));
@@ -152,9 +156,13 @@ fn engine_of(setup: &str) -> io::Result<Option<wasmtime::Engine>> {
 }
 
 /// Before any thread is started, so that it holds for all of them.
-fn within_bounds(space: u64) -> io::Result<()> {
+fn within_bounds(memory: u64) -> io::Result<()> {
     let _ = rustix::process::nice(19);
-    for (resource, most) in [(Resource::As, space), (Resource::Cpu, CPU_S_MAX), (Resource::Core, 0)] {
+    // Where memory runs out all the same, this process goes, and not the host that started it.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    let space = memory.max(SPACE_BYTES_MIN);
+    let bounds = [(Resource::Data, memory), (Resource::As, space), (Resource::Cpu, CPU_S_MAX), (Resource::Core, 0)];
+    for (resource, most) in bounds {
         let Rlimit { maximum, .. } = getrlimit(resource);
         let most = maximum.map_or(most, |maximum| maximum.min(most));
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
@@ -181,8 +189,9 @@ mod tests {
 
     #[test]
     fn the_child_has_half_of_the_machine_within_reason() {
-        assert_eq!(space_bytes(Some(64 << 20)), 1 << 30);
-        assert_eq!(space_bytes(Some(6 << 30)), 3 << 30);
-        assert_eq!(space_bytes(None), 4 << 30);
+        assert_eq!(memory_bytes(Some(32 << 20)), 24 << 20);
+        assert_eq!(memory_bytes(Some(64 << 20)), 32 << 20);
+        assert_eq!(memory_bytes(Some(6 << 30)), 3 << 30);
+        assert_eq!(memory_bytes(None), 4 << 30);
     }
 }

@@ -4,11 +4,12 @@
 //! Memory mappings are the scarce thing: past `vm.max_map_count` any allocation of the process can fail, so the
 //! number of instances is cut well below it.
 
+use super::cgroup;
 use super::compile::Compiler;
 use super::granted::BusAddresses;
 use proto::policy::Policy;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use wasmtime::{Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
 
@@ -17,7 +18,8 @@ use wasmtime::{Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationC
 pub struct Config {
     /// Where compiled code is kept; made with mode 0700 if it is not there.
     pub cache_dir: PathBuf,
-    /// Linear memory that all instances together may have; 0 is three quarters of what the machine or its cgroup has.
+    /// Linear memory that all instances together may have; 0 is three quarters of what the machine or its cgroup has, less
+    /// where that is small.
     pub memory_bytes: u64,
     /// Instances alive at once; cut to what the machine's mappings allow.
     pub instances_max: u32,
@@ -49,6 +51,8 @@ const BACKTRACE_FRAMES_MAX: usize = 8;
 const MAPS_PER_INSTANCE: u64 = 10;
 /// Memory of one live instance, a small one's with its stack and what its host keeps for it.
 const INSTANCE_BYTES: u64 = 1024 * 1024;
+/// What is left to the host itself, and to whoever compiles for it, where three quarters would be too much.
+const HOST_BYTES: u64 = 40 * 1024 * 1024;
 /// Memory and mappings of a component's code, small and idle; the share of actors' memory that may go there.
 const MAPPED_BYTES: u64 = 256 * 1024;
 const MAPS_PER_MAPPED: u64 = 3;
@@ -88,7 +92,7 @@ fn size(memory_bytes: u64, instances_max: u32, maps: u64, machine_bytes: Option<
     let by_maps = u32::try_from(maps / 2 / MAPS_PER_INSTANCE).unwrap_or(u32::MAX);
     let machine_bytes = machine_bytes.unwrap_or(u64::MAX);
     let memory_bytes = match memory_bytes {
-        0 => machine_bytes / 4 * 3,
+        0 => (machine_bytes / 4 * 3).min(machine_bytes.saturating_sub(HOST_BYTES)).max(machine_bytes / 4),
         asked => asked.min(machine_bytes),
     };
     let by_memory = u32::try_from(memory_bytes / INSTANCE_BYTES).unwrap_or(u32::MAX);
@@ -98,18 +102,17 @@ fn size(memory_bytes: u64, instances_max: u32, maps: u64, machine_bytes: Option<
     Size { instances: instances_max.min(by_maps).min(by_memory).max(1), memory_bytes, mapped }
 }
 
-/// Memory that this process may use: what the machine has, or its cgroup's limit if that is less.
+/// Memory that this process may use: what the machine has, or the least that a control group of it may have.
 pub fn machine_memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?.split_whitespace().next()?.parse::<u64>().ok()?;
-    let cgroup = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .into_iter()
-        .filter_map(read_number)
-        .min();
-    Some(cgroup.unwrap_or(u64::MAX).min(kib.saturating_mul(1024)))
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let files = cgroup::limit_files(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"));
+    let limits = files.iter().filter_map(read_number);
+    Some(limits.chain([kib.saturating_mul(1024)]).min().expect("there is one at least"))
 }
 
-fn read_number(path: &str) -> Option<u64> {
+fn read_number(path: impl AsRef<Path>) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
@@ -173,7 +176,9 @@ mod tests {
             size(1 << 30, 100, 65_530, Some(8 << 30)),
             Size { instances: 100, memory_bytes: 1 << 30, mapped: 512 }
         );
-        assert_eq!(size(0, 1_000, 65_530, Some(64 << 20)), Size { instances: 48, memory_bytes: 48 << 20, mapped: 24 });
+        assert_eq!(size(0, 1_000, 65_530, Some(64 << 20)), Size { instances: 24, memory_bytes: 24 << 20, mapped: 16 });
+        assert_eq!(size(0, 1_000, 65_530, Some(256 << 20)).memory_bytes, 192 << 20);
+        assert_eq!(size(0, 1_000, 65_530, Some(32 << 20)).memory_bytes, 8 << 20);
         assert_eq!(size(16 << 30, 0, 1, Some(8 << 30)), Size { instances: 1, memory_bytes: 8 << 30, mapped: 16 });
     }
     /// A host that has to do without the pool still loads what it compiled with it.

@@ -1,7 +1,7 @@
 //! Runs components: one wasmtime engine per process, compiled once per digest, linked once per actor, a fresh instance
 //! per invocation.
 //!
-//! Reading order: `config` (how wasmtime is set up), `cache` (compiled code on disk), `compile` (who makes it), `module`
+//! Reading order: `config` (how wasmtime is set up; `cgroup`: in how much memory), `cache` (compiled code on disk), `compile` (who makes it), `module`
 //! (what a component imports and exports), `mapped` (an actor's code), `actor` (an actor revision and its invocations),
 //! `http`, `dynamic` and `batch` (the kinds of calls), `later` and `many` (WASI 0.3), `state` (what an instance carries),
 //! `idle` (instances between requests), `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `lane`
@@ -15,6 +15,7 @@ mod among;
 mod batch;
 mod body;
 mod cache;
+mod cgroup;
 mod compile;
 mod config;
 mod dynamic;

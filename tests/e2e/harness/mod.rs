@@ -54,7 +54,7 @@ impl Drop for Turn {
 }
 
 /// Runs one scenario on one bus when its turn has come.
-pub(crate) fn run(name: &str, broker: Broker, scenario: fn(Broker)) {
+pub(crate) fn run(name: &str, broker: Broker, scenario: impl FnOnce(Broker)) {
     let _turn = Turn::take();
     let begun = Instant::now();
     scenario(broker);
