@@ -152,6 +152,11 @@ impl Actor {
         self.revision
     }
 
+    /// Whether it takes requests: what is strict does only while the host has its lease.
+    pub fn may_run(&self) -> bool {
+        !self.shared.env.holding.as_ref().is_some_and(Holding::is_over)
+    }
+
     pub fn stats(&self) -> Stats {
         let (in_flight, queued) = self.shared.gate.len();
         Stats {
@@ -490,14 +495,9 @@ impl Shared {
         Ok(Run { store, deadline, served: 0, slot, _permit: permit, _running: running })
     }
 
-    /// Whether it takes requests: what is strict does only while the host has its lease.
-    pub fn may_run(&self) -> bool {
-        !self.env.holding.as_ref().is_some_and(Holding::is_over)
-    }
-
     pub(super) async fn permit(&self, deadline: Instant) -> Result<Permit, CallError> {
         let label = &self.env.label;
-        if !self.may_run() {
+        if self.env.holding.as_ref().is_some_and(Holding::is_over) {
             return Err(CallError::Unavailable(self.lease_over()));
         }
         let queue_len_max = usize::try_from(self.env.limits.queue_len_max).unwrap_or(usize::MAX);
