@@ -4,11 +4,7 @@ use super::access::AccessArgs;
 use super::admin::AdminArgs;
 use super::policy::PolicyArgs;
 use super::start::{self, UpBus, UpConfig};
-<<<<<<< HEAD
-use super::{NatsArgs, TlsArgs, banner, begin, data_dir, labels, listen, next};
-=======
-use super::{KeepArgs, NatsArgs, Tls, TlsArgs, banner, begin, data_dir, labels, listen, next};
->>>>>>> w-feat
+use super::{KeepArgs, NatsArgs, TlsArgs, banner, begin, data_dir, labels, listen, next};
 use crate::client::Client;
 use crate::context::{API_DEFAULT, Endpoint, Trust};
 use crate::failure::Failure;
