@@ -174,7 +174,7 @@ fn never_twice(by_host: &BTreeMap<&'static str, Vec<&Look>>) -> Result<usize, St
         seen.extend(looks.iter().copied().any(has).then_some(*host));
         for pair in looks.windows(2) {
             if has(pair[0]) && has(pair[1]) && pair[1].begin.duration_since(pair[0].end) <= GAP {
-                spans.push((pair[0].end, pair[1].begin, host));
+                spans.push((pair[0].end, pair[1].begin, *host));
             }
         }
     }
@@ -256,10 +256,10 @@ mod tests {
     /// Each: host, from and to in tenths of a second, of `work` and of the strict one.
     fn looks(zero: Instant, list: &[(&'static str, u64, u64, u32, u32)]) -> Vec<Look> {
         let mut looks = Vec::new();
-        for (host, from, to, work, strict) in list {
-            for n in *from..*to {
+        for (host, from, to, work, strict) in list.iter().copied() {
+            for n in from..to {
                 let begin = zero + Duration::from_millis(100 * n);
-                let runs = [("work".to_owned(), *work), (STRICT.to_owned(), *strict)].into();
+                let runs = [("work".to_owned(), work), (STRICT.to_owned(), strict)].into();
                 looks.push(Look { host, begin, end: begin + Duration::from_millis(5), runs });
             }
         }
