@@ -93,10 +93,15 @@ impl Process {
         // Whoever takes office looks around at once.
         self.control.wants_step |= self.governs() != self.control.leading;
         let mut moved = false;
-        while !self.control.awaiting {
+        while !self.control.awaiting || self.hears_while_it_waits() {
             match self.control.inbox.pop_front() {
                 Some(Inbound::Hello(hello)) => self.register(ctx, hello),
-                Some(Inbound::Beat(id, beat)) => self.beat(ctx, &id, &beat),
+                Some(Inbound::Beat(id, beat)) => {
+                    self.beat(ctx, &id, &beat);
+                    if self.control.awaiting {
+                        self.lease(ctx);
+                    }
+                }
                 Some(Inbound::Back(id, call, generation, back)) => self.back(ctx, id, call, generation, back),
                 None if self.control.wants_step => {
                     self.control.wants_step = false;
@@ -107,6 +112,11 @@ impl Process {
             moved = true;
         }
         moved
+    }
+
+    /// The loop takes nothing in while it waits for its proposal; one with this fault takes heartbeats, and gives leases.
+    fn hears_while_it_waits(&self) -> bool {
+        built_in(Fault::LeaseWhileLosing) && matches!(self.control.inbox.front(), Some(Inbound::Beat(..)))
     }
 
     fn step(&mut self, ctx: &mut Ctx) {

@@ -95,6 +95,8 @@ pub(crate) enum Timer {
     /// Only when a fault stores late.
     Stored(pb::Assignment),
     Restart,
+    /// Of a scheduler: its process ends.
+    Crash,
     Control,
     RaftTick,
     Tend,
@@ -118,7 +120,9 @@ pub(crate) enum Undo {
     Host(usize),
     Member(usize),
     Pair(usize, usize),
-    Disk(usize),
+    Split,
+    FullDisk(usize),
+    SlowDisk(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -167,6 +171,24 @@ pub(crate) struct Net {
     pub(crate) isolated: [bool; SEATS_MAX],
     /// One scheduler does not reach another.
     pub(crate) pairs: BTreeSet<(usize, usize)>,
+    pub(crate) split: Option<Split>,
+}
+
+/// The bus fell in two, and hosts and schedulers reach those on their own side alone: who is on the smaller one.
+pub(crate) struct Split {
+    pub(crate) hosts: BTreeSet<usize>,
+    pub(crate) members: BTreeSet<usize>,
+}
+
+impl Split {
+    /// Whether it is on the smaller side; clients are on both.
+    fn side(&self, node: Node) -> Option<bool> {
+        match node {
+            Node::Host(n) => Some(self.hosts.contains(&n)),
+            Node::Member(n) => Some(self.members.contains(&n)),
+            Node::Client | Node::World => None,
+        }
+    }
 }
 
 impl Net {
@@ -177,6 +199,12 @@ impl Net {
         };
         if let (Node::Member(a), Node::Member(b)) = (from, to)
             && self.pairs.contains(&(a, b))
+        {
+            return false;
+        }
+        if let Some(split) = &self.split
+            && let (Some(a), Some(b)) = (split.side(from), split.side(to))
+            && a != b
         {
             return false;
         }
@@ -225,6 +253,7 @@ impl Ctx {
             cut_in: vec![false; params.hosts],
             isolated: [false; SEATS_MAX],
             pairs: BTreeSet::new(),
+            split: None,
         };
         let mut dice = Dice::new(params.seed ^ 0x5bd1_e995);
         let skew = params.skew;
@@ -267,6 +296,9 @@ impl Ctx {
             let delay = 1 + self.dice.below(if slow { self.net.delay_ms } else { self.net.delay_ms.min(30) });
             self.push(delay, to, 0, What::Packet(Box::new(packet.clone())));
             sent = true;
+        }
+        if copies > 1 {
+            self.count("message doubled");
         }
         sent
     }

@@ -48,6 +48,11 @@ impl History {
         }
     }
 
+    /// What is committed at a log index, unless that is nothing to the state.
+    pub(crate) fn data_at(&self, index: u64) -> Option<&[u8]> {
+        self.entries.get(&index).map(|entry| &entry.data[..])
+    }
+
     pub(crate) fn last(&self) -> u64 {
         self.entries.keys().next_back().copied().unwrap_or(0)
     }

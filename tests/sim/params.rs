@@ -5,6 +5,7 @@ use crate::dice::Dice;
 /// Seats of schedulers in one run: those who leave and those who take their place.
 pub(crate) const SEATS_MAX: usize = 9;
 const MINUTE: u64 = 60_000;
+const HOSTS_MANY: usize = 10;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Params {
@@ -32,6 +33,8 @@ pub(crate) struct Params {
     pub(crate) dispatch_crashes: u64,
     /// Of a hundred crashes of a scheduler so many happen in the middle of a sync.
     pub(crate) sync_crashes: u64,
+    /// Of a hundred changes of schedulers so many cost their leader its life soon after it began them.
+    pub(crate) change_crashes: u64,
     /// Clocks run too fast or too slow by up to so many thousandths.
     pub(crate) skew: u64,
 }
@@ -49,7 +52,8 @@ impl Params {
         };
         Self {
             seed,
-            hosts: 3 + d.index(6),
+            // Where there are many, a rollout takes more than one at a time.
+            hosts: if d.percent(8) { HOSTS_MANY + d.index(7) } else { 3 + d.index(6) },
             founders,
             joiners,
             changes: joiners > 0 && d.percent(75),
@@ -68,8 +72,14 @@ impl Params {
             store_crashes: *d.pick(&[0, 2, 8]),
             dispatch_crashes: *d.pick(&[0, 3, 10]),
             sync_crashes: *d.pick(&[10, 50, 90]),
+            change_crashes: *d.pick(&[0, 10, 40]),
             skew: *d.pick(&[0, 10, 30]),
         }
+    }
+
+    /// Replicas that somebody asks for stay below this.
+    pub(crate) fn replicas_below(&self) -> u64 {
+        if self.hosts >= HOSTS_MANY { 4 * self.hosts as u64 } else { 13 }
     }
 
     /// Whether the log knows who the schedulers are: those of a founder that others join.

@@ -21,6 +21,8 @@ use std::task::{Context, Poll, Waker};
 const TEND_MS: u64 = 200;
 /// For a change of members to be agreed on.
 const CHANGE_MS: u64 = 3_000;
+/// For one that was removed to hand over.
+const GO_MS: u64 = 8_000;
 /// What may wait in a process at once.
 const INBOX_MAX: usize = 10_000;
 
@@ -99,7 +101,8 @@ pub(crate) struct Reading {
 pub(crate) enum Came {
     /// For leases of these hosts: whether this scheduler leads, which it did in that term.
     Confirmed(u64, Vec<Basis>, Result<u64, raft::Error>),
-    Written(Result<raft::Applied, raft::Error>, Waiter),
+    /// What was proposed, what became of it, who waits.
+    Written(Vec<u8>, Result<raft::Applied, raft::Error>, Waiter),
     Fresh(Result<u64, raft::Error>, Reading),
     Changed(Result<raft::Applied, raft::Error>),
     Transferred(Result<(), raft::Error>, usize, Option<usize>),
@@ -121,6 +124,14 @@ pub(crate) struct Process {
     pub(crate) started_at: u64,
     /// A change of members is under way until then at most.
     changing: Option<u64>,
+    /// It was removed, leads, and could hand over since then.
+    could_go: Option<u64>,
+    disk: SimDisk,
+    /// Its last sync takes until then: the log's thread waits for that, the rest of the process does not.
+    synced_at: u64,
+    /// Ticks that passed meanwhile.
+    ticks: u64,
+    ticks_max: u64,
     compared: u64,
     /// The power goes when this event is done.
     pub(crate) doomed: bool,
@@ -139,7 +150,8 @@ impl Process {
         let (replica, did, outbox) = (Replica::default(), Shared::default(), Shared::default());
         let journal = Journal { replica: replica.clone(), did: Arc::clone(&did) };
         let (id, log_id) = (config.id, config.log_id.clone());
-        let (raft, handle) = Stepped::open(config, disk, journal, Outbox(Arc::clone(&outbox)))?;
+        let ticks_max = config.heartbeat_ticks as u64;
+        let (raft, handle) = Stepped::open(config, disk.clone(), journal, Outbox(Arc::clone(&outbox)))?;
         Ok(Self {
             number,
             boot,
@@ -154,6 +166,11 @@ impl Process {
             control: Control::default(),
             started_at: ctx.now,
             changing: None,
+            could_go: None,
+            disk,
+            synced_at: 0,
+            ticks: 0,
+            ticks_max,
             compared: 0,
             doomed: false,
             out: false,
@@ -232,15 +249,13 @@ impl Process {
 
     /// The log does what is due, then everyone who waited, then the loop what it can.
     fn turn(&mut self, ctx: &mut Ctx, history: &mut History, ticks: u64) -> Result<(), raft::Error> {
-        let mut ticks = ticks;
+        // As many as the log's loop makes up for.
+        self.ticks = (self.ticks + ticks).min(self.ticks_max);
         loop {
-            let round = self.raft.round(std::mem::take(&mut ticks));
-            self.journal(ctx, history);
-            self.post(ctx);
-            if round? == ControlFlow::Break(()) {
-                ctx.fail(format!("s{} ended by itself", self.number));
+            if ctx.now >= self.synced_at {
+                self.round(ctx, history)?;
             }
-            let mut moved = self.poll(ctx);
+            let mut moved = self.poll(ctx, history);
             moved |= self.pump(ctx);
             if !moved || ctx.failure.is_some() {
                 break;
@@ -256,6 +271,21 @@ impl Process {
         if self.replica.read().applied >= self.compared + 20 {
             self.compare(ctx, history);
             self.compared = self.replica.read().applied;
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, ctx: &mut Ctx, history: &mut History) -> Result<(), raft::Error> {
+        let before = self.disk.slow_syncs();
+        let round = self.raft.round(std::mem::take(&mut self.ticks));
+        self.journal(ctx, history);
+        self.post(ctx);
+        if round? == ControlFlow::Break(()) {
+            ctx.fail(format!("s{} ended by itself", self.number));
+        }
+        if before.is_some_and(|before| self.disk.slow_syncs() > Some(before)) {
+            self.synced_at = ctx.now + ctx.dice.between(300, 3_000);
+            ctx.count("sync took long");
         }
         Ok(())
     }
@@ -304,7 +334,7 @@ impl Process {
     }
 
     /// Everyone whose answer is there goes on. Gives whether anyone did.
-    fn poll(&mut self, ctx: &mut Ctx) -> bool {
+    fn poll(&mut self, ctx: &mut Ctx, history: &History) -> bool {
         let mut context = Context::from_waker(Waker::noop());
         let mut came = Vec::new();
         self.pending.retain_mut(|future| match future.as_mut().poll(&mut context) {
@@ -317,7 +347,15 @@ impl Process {
         let any = !came.is_empty();
         for one in came {
             match one {
-                Came::Written(result, waiter) => self.written(ctx, result, waiter),
+                Came::Written(data, result, waiter) => {
+                    if let Ok(applied) = &result
+                        && history.data_at(applied.index) != Some(&data)
+                    {
+                        let (number, index) = (self.number, applied.index);
+                        ctx.fail(format!("s{number} was told of log index {index}, where something else was committed"));
+                    }
+                    self.written(ctx, result, waiter);
+                }
                 Came::Fresh(result, reading) => self.fresh(ctx, result, reading),
                 Came::Confirmed(term, due, result) => self.confirmed(ctx, term, due, result.is_ok()),
                 Came::Changed(result) => {
@@ -356,7 +394,7 @@ impl Process {
             Err(why) => return ctx.fail(format!("s{} can not propose: {why}", self.number)),
         };
         let (handle, data) = (self.handle.clone(), entry.encode_to_vec());
-        self.wait_for(async move { Came::Written(handle.propose(data).await, waiter) });
+        self.wait_for(async move { Came::Written(data.clone(), handle.propose(data).await, waiter) });
     }
 
     /// Whether a message of another scheduler is taken, as `peer/serve.rs` decides it.
@@ -380,6 +418,7 @@ impl Process {
 
     /// One step of the leader towards the members that are wanted, as `peer/keep.rs` makes it.
     fn tend(&mut self, ctx: &mut Ctx) {
+        self.look_at_removed(ctx);
         let (out, heir, due) = {
             let state = self.replica.read();
             self.status(|status| {
@@ -409,8 +448,38 @@ impl Process {
         if let Some(changes) = due {
             ctx.note(|| format!("s{} changes members: {changes:?}", self.number));
             self.changing = Some(ctx.now + CHANGE_MS);
+            self.may_crash_in_a_change(ctx);
             let handle = self.handle.clone();
             self.wait_for(async move { Came::Changed(handle.change(changes).await) });
+        }
+    }
+
+    /// A change of members is begun here: this process may end in the middle of it.
+    pub(crate) fn may_crash_in_a_change(&self, ctx: &mut Ctx) {
+        if ctx.faults && ctx.dice.percent(ctx.params.change_crashes) {
+            let after = ctx.dice.between(1, 250);
+            ctx.wake(self.me(), self.boot, after, Timer::Crash);
+        }
+    }
+
+    /// One that was removed hands over, as soon as there is somebody to hand over to.
+    fn look_at_removed(&mut self, ctx: &mut Ctx) {
+        // Where messages are lost, so may be those that hand over.
+        let calm = ctx.net.loss <= 2 && ctx.net.delay_ms <= 500;
+        let could_go = calm && ctx.now >= self.synced_at && {
+            let state = self.replica.read();
+            self.status(|status| {
+                let removed = !state.members.is_empty() && !state.members.contains_key(&self.id);
+                let ready = roster::ready(status, self.reached(ctx, status));
+                let heir = roster::heir(self.id, &status.members, &ready, &status.progress);
+                status.governs && removed && !status.members.is_joint() && heir.is_some()
+            })
+        };
+        let since = *self.could_go.get_or_insert(ctx.now);
+        if !could_go {
+            self.could_go = None;
+        } else if ctx.now - since > GO_MS {
+            ctx.fail(format!("s{} was removed and leads for {} ms since", self.number, ctx.now - since));
         }
     }
 
