@@ -110,6 +110,7 @@ pub(crate) enum Timer {
     NextRequest,
     NextFault,
     NextChange,
+    Count,
     Watch(usize),
     Undo(Undo),
 }
@@ -192,6 +193,12 @@ impl Split {
 }
 
 impl Net {
+    /// Schedulers reach one another, and few messages are lost or late: what they hand over arrives.
+    pub(crate) fn is_calm(&self) -> bool {
+        let parted = self.split.is_some() || !self.pairs.is_empty() || self.isolated.contains(&true);
+        self.loss <= 2 && self.delay_ms <= 500 && !parted
+    }
+
     pub(crate) fn reaches(&self, from: Node, to: Node) -> bool {
         let open = |node, cut: &[bool]| match node {
             Node::Host(n) => self.bus_up && !cut[n],
@@ -225,6 +232,8 @@ pub(crate) struct Ctx {
     pub(crate) ids: [u64; SEATS_MAX],
     /// Whether the process there runs.
     pub(crate) up: [bool; SEATS_MAX],
+    /// Until when a scheduler does nothing, or waits for its disk much of the time.
+    pub(crate) stalled_until: [u64; SEATS_MAX],
     /// What the calendar of a scheduler says beside the truth, in ms.
     pub(crate) wall_off_ms: [i64; SEATS_MAX],
     /// Whether things may go wrong still.
@@ -266,6 +275,7 @@ impl Ctx {
             seats: params.founders,
             ids: [0; SEATS_MAX],
             up: [false; SEATS_MAX],
+            stalled_until: [0; SEATS_MAX],
             wall_off_ms: [0; SEATS_MAX],
             params,
             net,
@@ -354,6 +364,10 @@ impl Ctx {
                 && matches!(&event.what, What::Packet(p) if matches!(**p, Packet::Raft { from, .. } if from == member))
         };
         self.queue.retain(|event| !gone(&event.0));
+    }
+
+    pub(crate) fn stalls(&mut self, seat: usize, ms: u64) {
+        self.stalled_until[seat] = self.stalled_until[seat].max(self.now + ms);
     }
 
     /// The next event that is due by `until`; the clock goes there.

@@ -32,6 +32,7 @@ const ALL: &[Fault] = &[
     SnapshotForgetsHomes,
     IdGivenTwice,
     NoGrace,
+    OfficeGoesOn,
     NoBrake,
     LostForGood,
     EagerDrain,

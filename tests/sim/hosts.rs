@@ -283,6 +283,14 @@ impl Host {
         ctx.count("host compared with the log");
     }
 
+    /// Replicas of a component that run here; of one that changes its revision, those that are placed.
+    pub(crate) fn truly_runs(&self, key: &Key, history: &History) -> u32 {
+        let Some(instance) = self.running.up.get(key) else { return 0 };
+        let turning = self.running.wanted.get(key).is_some_and(|w| w.revision != instance.revision);
+        let placed = history.state.placements.get(key).and_then(|hosts| hosts.get(&self.id));
+        if turning { placed.map_or(0, |p| p.replicas).min(instance.replicas) } else { instance.replicas }
+    }
+
     pub(crate) fn greeting(&self) -> pb::Hello {
         let interfaces = Builtin::Keyvalue.interfaces().iter().map(|i| (*i).to_owned()).collect();
         let (arch, os) = (self.arch.to_owned(), "linux".to_owned());

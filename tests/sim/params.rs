@@ -3,7 +3,7 @@
 use crate::dice::Dice;
 
 /// Seats of schedulers in one run: those who leave and those who take their place.
-pub(crate) const SEATS_MAX: usize = 9;
+pub(crate) const SEATS_MAX: usize = 12;
 const MINUTE: u64 = 60_000;
 const HOSTS_MANY: usize = 10;
 
@@ -47,8 +47,9 @@ impl Params {
             0..40 => (1, 0),
             40..60 => (3, 0),
             60..66 => (5, 0),
-            66..90 => (1, 2),
-            _ => (1, 4),
+            66..88 => (1, 2),
+            88..96 => (1, 4),
+            _ => (1, 6),
         };
         Self {
             seed,

@@ -5,6 +5,7 @@ use crate::control::Control;
 use crate::ctx::{Ctx, LATTICE, Node, Packet, Timer};
 use crate::disk::SimDisk;
 use crate::history::History;
+use crate::trouble::SYNC_MAX_MS;
 use proto::app::Name;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
@@ -122,13 +123,16 @@ pub(crate) struct Process {
     pub(crate) pending: Vec<Pin<Box<dyn Future<Output = Came>>>>,
     pub(crate) control: Control,
     pub(crate) started_at: u64,
+    /// The term in which the log began to govern here last, and when.
+    office: Option<u64>,
+    pub(crate) took_office_ms: u64,
     /// A change of members is under way until then at most.
     changing: Option<u64>,
     /// It was removed, leads, and could hand over since then.
     could_go: Option<u64>,
     disk: SimDisk,
     /// Its last sync takes until then: the log's thread waits for that, the rest of the process does not.
-    synced_at: u64,
+    pub(crate) synced_at: u64,
     /// Ticks that passed meanwhile.
     ticks: u64,
     ticks_max: u64,
@@ -165,6 +169,8 @@ impl Process {
             pending: Vec::new(),
             control: Control::default(),
             started_at: ctx.now,
+            office: None,
+            took_office_ms: 0,
             changing: None,
             could_go: None,
             disk,
@@ -197,7 +203,12 @@ impl Process {
     }
 
     pub(crate) fn governs(&self) -> bool {
-        self.status(|s| s.governs)
+        self.leads_in().is_some()
+    }
+
+    /// The term in which it does.
+    pub(crate) fn leads_in(&self) -> Option<u64> {
+        self.status(|s| s.governs.then_some(s.term))
     }
 
     /// This process's own clock.
@@ -283,8 +294,12 @@ impl Process {
         if round? == ControlFlow::Break(()) {
             ctx.fail(format!("s{} ended by itself", self.number));
         }
+        let office = self.leads_in();
+        if office != self.office {
+            (self.office, self.took_office_ms) = (office, self.now_ms(ctx));
+        }
         if before.is_some_and(|before| self.disk.slow_syncs() > Some(before)) {
-            self.synced_at = ctx.now + ctx.dice.between(300, 3_000);
+            self.synced_at = ctx.now + ctx.dice.between(300, SYNC_MAX_MS);
             ctx.count("sync took long");
         }
         Ok(())
@@ -352,7 +367,9 @@ impl Process {
                         && history.data_at(applied.index) != Some(&data)
                     {
                         let (number, index) = (self.number, applied.index);
-                        ctx.fail(format!("s{number} was told of log index {index}, where something else was committed"));
+                        ctx.fail(format!(
+                            "s{number} was told of log index {index}, where something else was committed"
+                        ));
                     }
                     self.written(ctx, result, waiter);
                 }
@@ -362,6 +379,9 @@ impl Process {
                     self.changing = None;
                     if result.is_ok() {
                         ctx.count("members changed");
+                        if self.status(|s| s.members.voters.len()) == roster::VOTERS_MAX {
+                            ctx.count("as many schedulers vote as may");
+                        }
                     }
                 }
                 Came::Abdicated(result) => {
@@ -464,15 +484,14 @@ impl Process {
 
     /// One that was removed hands over, as soon as there is somebody to hand over to.
     fn look_at_removed(&mut self, ctx: &mut Ctx) {
-        // Where messages are lost, so may be those that hand over.
-        let calm = ctx.net.loss <= 2 && ctx.net.delay_ms <= 500;
-        let could_go = calm && ctx.now >= self.synced_at && {
+        let could_go = ctx.net.is_calm() && ctx.now >= self.synced_at && {
             let state = self.replica.read();
             self.status(|status| {
                 let removed = !state.members.is_empty() && !state.members.contains_key(&self.id);
                 let ready = roster::ready(status, self.reached(ctx, status));
                 let heir = roster::heir(self.id, &status.members, &ready, &status.progress);
-                status.governs && removed && !status.members.is_joint() && heir.is_some()
+                let acts = |id| ctx.seat_of(id).is_some_and(|seat| ctx.stalled_until[seat] <= ctx.now);
+                status.governs && removed && !status.members.is_joint() && heir.is_some_and(acts)
             })
         };
         let since = *self.could_go.get_or_insert(ctx.now);

@@ -59,6 +59,11 @@ impl Seat {
         self.process.as_ref().is_some_and(|p| p.status(|s| s.governs))
     }
 
+    /// Whether it does what is due now, rather than pause or wait for its disk.
+    pub(crate) fn acts(&self, now: u64) -> bool {
+        self.paused_until <= now && self.process.as_ref().is_some_and(|p| p.synced_at <= now)
+    }
+
     /// Whether it can ever run again.
     pub(crate) fn lives(&self) -> bool {
         self.id != 0 && !self.out && !self.lost_log
@@ -145,6 +150,7 @@ impl Seat {
 
     pub(crate) fn pause(&mut self, ctx: &mut Ctx, ms: u64) {
         self.paused_until = ctx.now + ms;
+        ctx.stalls(self.number, ms);
         ctx.note(|| format!("s{} pauses for {ms} ms", self.number));
         ctx.count("scheduler paused");
         self.pauses = true;

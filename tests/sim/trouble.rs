@@ -5,6 +5,8 @@ use crate::disk::Failing;
 use crate::world::World;
 use std::collections::BTreeSet;
 
+/// What a sync takes at most on a slow disk.
+pub(crate) const SYNC_MAX_MS: u64 = 3_000;
 const HOUR_MS: u64 = 3_600_000;
 
 impl World {
@@ -78,6 +80,7 @@ impl World {
             76..81 => {
                 let slow = self.ctx.dice.between(2_000, 20_000);
                 self.seats[number].disk.slow(true);
+                self.ctx.stalls(number, slow + SYNC_MAX_MS);
                 self.ctx.note(|| format!("the disk of s{number} is slow for {slow} ms"));
                 self.ctx.wake(Node::World, 0, slow, Timer::Undo(Undo::SlowDisk(number)));
             }
