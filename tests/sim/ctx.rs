@@ -80,20 +80,21 @@ pub(crate) enum Ask {
     Transfer,
 }
 
+/// Small, as most of what is in the queue: it is moved about in it often.
 #[derive(Debug, Clone)]
 pub(crate) enum Timer {
     Beat,
     Started {
-        key: crate::assignment::Key,
-        wanted: crate::assignment::Wanted,
+        key: Box<crate::assignment::Key>,
+        wanted: Box<crate::assignment::Wanted>,
         ok: bool,
     },
     /// A lease may have ended.
     LeaseEnd,
     /// Something strict that was stopped is gone.
-    Gone(crate::assignment::Key),
+    Gone(Box<crate::assignment::Key>),
     /// Only when a fault stores late.
-    Stored(pb::Assignment),
+    Stored(Box<pb::Assignment>),
     Restart,
     /// Of a scheduler: its process ends.
     Crash,

@@ -468,15 +468,17 @@ impl Process {
         if let Some(changes) = due {
             ctx.note(|| format!("s{} changes members: {changes:?}", self.number));
             self.changing = Some(ctx.now + CHANGE_MS);
-            self.may_crash_in_a_change(ctx);
+            self.may_crash_in_a_change(ctx, changes.iter().any(|c| matches!(c, raft::Change::Remove(_))));
             let handle = self.handle.clone();
             self.wait_for(async move { Came::Changed(handle.change(changes).await) });
         }
     }
 
     /// A change of members is begun here: this process may end in the middle of it.
-    pub(crate) fn may_crash_in_a_change(&self, ctx: &mut Ctx) {
-        if ctx.faults && ctx.dice.percent(ctx.params.change_crashes) {
+    pub(crate) fn may_crash_in_a_change(&self, ctx: &mut Ctx, removes: bool) {
+        // Who is removed may lead then.
+        let percent = if removes { 3 * ctx.params.change_crashes } else { ctx.params.change_crashes };
+        if ctx.faults && ctx.dice.percent(percent) {
             let after = ctx.dice.between(1, 250);
             ctx.wake(self.me(), self.boot, after, Timer::Crash);
         }

@@ -68,7 +68,7 @@ impl World {
                 self.ctx.count("scheduler isolated");
                 self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Member(number)));
             }
-            62..70 => {
+            62..69 => {
                 let other = self.ctx.dice.index(self.seats.len());
                 let cut = self.ctx.dice.between(500, 15_000);
                 self.ctx.net.pairs.insert((number, other));
@@ -76,8 +76,8 @@ impl World {
                 self.ctx.count("one-way partition of schedulers");
                 self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Pair(number, other)));
             }
-            70..76 => self.split(leader),
-            76..81 => {
+            69..77 => self.split(leader),
+            77..81 => {
                 let slow = self.ctx.dice.between(2_000, 20_000);
                 self.seats[number].disk.slow(true);
                 self.ctx.stalls(number, slow + SYNC_MAX_MS);
@@ -124,14 +124,15 @@ impl World {
         }
         let mut cut = dice.between(3_000, 25_000);
         let pause = dice.between(2_000, 8_000);
-        let pauses = dice.percent(50);
+        let pauses = dice.percent(60);
         self.ctx.count("bus split");
         self.ctx.note(|| format!("s{leader} is alone with the hosts {hosts:?}"));
         self.ctx.net.split = Some(Split { hosts, members: BTreeSet::from([leader]) });
         if pauses {
             // When it goes on it hears its hosts, and nobody who would say that it leads no more.
             self.seats[leader].pause(&mut self.ctx, pause);
-            cut = cut.max(pause + 2_000);
+            // Long enough for the others to call those hosts lost.
+            cut = cut.max(pause + 9_000);
         }
         self.ctx.note(|| format!("for {cut} ms"));
         self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Split));
