@@ -623,6 +623,6 @@ mod tests {
         let outcome = |error: &str| pb::Outcome { error: error.to_owned(), ..Default::default() };
         let taken = [outcome(""), outcome("there is no host"), outcome(""), outcome("stale")];
         assert_eq!(moved(&lost, &returned, &taken), [("lost", &lost[0]), ("returned", &returned[0])]);
-        assert_eq!(moved(&lost, &returned, &[]), [], "it is not known to be committed");
+        assert!(moved(&lost, &returned, &[]).is_empty(), "none is known to be committed");
     }
 }

@@ -71,13 +71,11 @@ const SLOW: &[Fault] = &[
     VoteForgotten,
     ChangeBeforeCommit,
     RevisionUsedTwice,
-    OfficeGoesOn,
     NoLeaseMargin,
     LeaseWhileLosing,
     LeaseForOldContent,
     LeaseUnconfirmed,
     QuorumRemoved,
-    RemovedLeads,
     NewerTermTrusted,
 ];
 
