@@ -52,6 +52,8 @@ pub enum Fault {
     // The plan.
     /// A new leader counts the silence before it took office.
     NoGrace,
+    /// A leader that was deposed and leads again counts the silence of its first office.
+    OfficeGoesOn,
     /// However many hosts fall silent at once, they are lost.
     NoBrake,
     /// A lost host that is heard again stays lost.

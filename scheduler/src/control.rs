@@ -102,7 +102,14 @@ impl Shared {
 
     /// Whether this scheduler leads and knows all that was committed before it did.
     pub fn is_leader(&self) -> bool {
-        self.raft.status().borrow().governs
+        self.leads_in().is_some()
+    }
+
+    /// The term in which it does.
+    fn leads_in(&self) -> Option<u64> {
+        let status = self.raft.status();
+        let status = status.borrow();
+        status.governs.then_some(status.term)
     }
 
     /// Proposes commands in one entry; gives an outcome for each.
@@ -138,7 +145,8 @@ struct Control {
     back: mpsc::Sender<Back>,
     /// Hosts with a call under way, or whose last one failed: not before.
     busy: BTreeMap<(HostId, &'static str), Option<Instant>>,
-    leading: bool,
+    /// The term in which this scheduler took office, while it leads.
+    office: Option<u64>,
     braking: bool,
     leases: Leases,
     /// A quorum is being asked for leases.
@@ -163,7 +171,7 @@ pub(crate) async fn run(shared: Shared, mut stop: watch::Receiver<bool>) -> Resu
         shared,
         back,
         busy: BTreeMap::new(),
-        leading: false,
+        office: None,
         braking: false,
         leases: Leases::default(),
         asking: false,
@@ -194,31 +202,35 @@ pub(crate) async fn run(shared: Shared, mut stop: watch::Receiver<bool>) -> Resu
 impl Control {
     /// One round: plan on what is known, propose, send assignments.
     async fn step(&mut self) {
-        let leader = self.shared.is_leader();
+        let term = self.shared.leads_in();
         self.prune();
-        if leader && !self.leading {
+        // By the term: it may have been deposed, and led again, while the loop waited for its proposal.
+        if term.is_some() && self.office != term {
             let now = self.shared.now_ms();
             self.shared.with_memory(|m| m.observed.since_ms = now);
             self.leases.clear();
         }
-        self.leading = leader;
-        if !leader {
-            return;
-        }
+        self.office = term;
+        let Some(term) = term else { return };
         let plan = self.plan();
-        if plan.brake != self.braking {
-            self.braking = plan.brake;
-            let message = if plan.brake {
+        let brake = plan.brake;
+        self.carry_out(plan, term).await;
+        self.dispatch();
+        self.lease();
+        self.tell_brake(brake).await;
+        self.announce().await;
+    }
+
+    async fn tell_brake(&mut self, brake: bool) {
+        if brake != self.braking {
+            self.braking = brake;
+            let message = if brake {
                 "most hosts fell silent at once: the network or the bus is the likelier cause; nothing is moved until they are heard"
             } else {
                 "hosts are heard again"
             };
             self.shared.events.emit(&self.shared.bus, "lattice.brake", "lattice".into(), message.into()).await;
         }
-        self.carry_out(plan).await;
-        self.dispatch();
-        self.lease();
-        self.announce().await;
     }
 
     /// Forgets what is over, so that nothing invented on the bus stays.
@@ -247,7 +259,7 @@ impl Control {
         })
     }
 
-    async fn carry_out(&mut self, plan: plan::Plan) {
+    async fn carry_out(&mut self, plan: plan::Plan, term: u64) {
         use pb::command::What;
         let mut commands = Vec::new();
         let mut command = |what| commands.push(pb::Command { request_id: String::new(), what: Some(what) });
@@ -266,9 +278,15 @@ impl Control {
         if commands.is_empty() {
             return;
         }
+        // Whoever led in between may have given leases to hosts that this plan calls lost.
+        if self.shared.leads_in() != Some(term) {
+            return;
+        }
         self.leases.proposes(&plan.lost);
+        let mut done = Vec::new();
         match self.shared.propose(commands).await {
             Ok(outcomes) => {
+                done = moved(&plan.lost, &plan.returned, &outcomes);
                 self.leases.proposed();
                 for outcome in outcomes.iter().filter(|o| !o.error.is_empty() && o.code != "stale") {
                     tracing::warn!(error = outcome.error, "the log refused a plan");
@@ -276,13 +294,11 @@ impl Control {
             }
             Err(error) => tracing::warn!(%error, "plan not committed"),
         }
-        for (kind, hosts) in [("lost", plan.lost), ("returned", plan.returned)] {
-            for host in hosts {
-                let name = self.host_name(&host);
-                let message = format!("host {name} is {kind}");
-                let events = &self.shared.events;
-                events.emit(&self.shared.bus, &format!("host.{kind}"), format!("host/{name}"), message).await;
-            }
+        for (kind, host) in done {
+            let name = self.host_name(host);
+            let message = format!("host {name} is {kind}");
+            let events = &self.shared.events;
+            events.emit(&self.shared.bus, &format!("host.{kind}"), format!("host/{name}"), message).await;
         }
     }
 
@@ -352,7 +368,7 @@ impl Control {
     /// It led before the quorum was asked and leads now, in one term: so it was this scheduler that was confirmed.
     fn confirmed(&mut self, term: u64, due: Vec<Basis>, confirmed: bool) {
         self.asking = false;
-        let leads = self.shared.is_leader() && self.leading && self.shared.raft.status().borrow().term == term;
+        let leads = self.office == Some(term) && self.shared.leads_in() == Some(term);
         if !confirmed || !leads {
             return;
         }
@@ -575,6 +591,13 @@ impl Control {
     }
 }
 
+/// Of the hosts that were proposed to be lost, or to have returned, those that the log took so: outcomes are in the order of
+/// the commands, which begin with these.
+fn moved<'a>(lost: &'a [HostId], returned: &'a [HostId], outcomes: &[pb::Outcome]) -> Vec<(&'static str, &'a HostId)> {
+    let hosts = lost.iter().map(|host| ("lost", host)).chain(returned.iter().map(|host| ("returned", host)));
+    hosts.zip(outcomes).filter(|(_, outcome)| outcome.error.is_empty()).map(|(host, _)| host).collect()
+}
+
 /// Bounds of what a host may say of itself.
 fn sane(hello: &pb::Hello) -> bool {
     let short = |s: &str| s.len() <= 256 && !s.chars().any(char::is_control);
@@ -586,4 +609,20 @@ fn sane(hello: &pb::Hello) -> bool {
         && hello.labels.len() <= 64
         && hello.labels.iter().all(|(k, v)| short(k) && short(v))
         && hello.facts.as_ref().is_some_and(|f| f.interfaces.len() <= 256 && f.interfaces.iter().all(|i| short(i)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "helpers of tests")]
+    use super::*;
+
+    #[test]
+    fn only_what_the_log_took_is_told() {
+        let host = |n: u128| ulid::Ulid::from(n).to_string().parse::<HostId>().unwrap();
+        let (lost, returned) = ([host(1), host(2)], [host(3)]);
+        let outcome = |error: &str| pb::Outcome { error: error.to_owned(), ..Default::default() };
+        let taken = [outcome(""), outcome("there is no host"), outcome(""), outcome("stale")];
+        assert_eq!(moved(&lost, &returned, &taken), [("lost", &lost[0]), ("returned", &returned[0])]);
+        assert!(moved(&lost, &returned, &[]).is_empty(), "none is known to be committed");
+    }
 }

@@ -78,6 +78,8 @@ impl Process {
                 };
                 if matches!(what, What::Refuse(_)) {
                     ctx.count("change of schedulers refused");
+                } else {
+                    self.may_crash_in_a_change(ctx, true);
                 }
                 let what = Some(what);
                 let command = pb::Command { request_id: request_id(intent), what };

@@ -223,7 +223,7 @@ fn draw(ctx: &mut Ctx, state: &State) -> Wish {
         }
         40..58 => {
             let actor = (*ctx.dice.pick(&["api", "worker", "store", "solo"])).to_owned();
-            let replicas = u32::try_from(ctx.dice.below(13)).expect("small");
+            let replicas = u32::try_from(ctx.dice.below(ctx.params.replicas_below())).expect("small");
             What::ScaleActor(pb::ScaleActor { app, actor, replicas, if_version })
         }
         58..70 => {
@@ -263,7 +263,7 @@ fn draw_component(ctx: &mut Ctx, app: usize, name: &str) -> Component {
         let scaler = Scaler::Spread { replicas: 1, spread: Vec::new() };
         return Component { kind: Kind::Provider(provider), scaler, strict: false, config: BTreeMap::new() };
     }
-    let bad = ctx.params.bad_revisions;
+    let (bad, below) = (ctx.params.bad_revisions, ctx.params.replicas_below());
     let dice = &mut ctx.dice;
     let mut ingress = Vec::new();
     if dice.percent(30) {
@@ -306,7 +306,7 @@ fn draw_component(ctx: &mut Ctx, app: usize, name: &str) -> Component {
     } else if daemon {
         3
     } else {
-        13
+        below
     };
     let replicas = u32::try_from(dice.below(most)).expect("small");
     let scaler = if daemon { Scaler::Daemon { replicas, spread } } else { Scaler::Spread { replicas, spread } };

@@ -26,7 +26,8 @@ pub(crate) struct Control {
     /// The loop waits for its own proposal.
     pub(crate) awaiting: bool,
     pub(crate) wants_step: bool,
-    pub(crate) leading: bool,
+    /// The term in which this scheduler took office, while it leads.
+    pub(crate) office: Option<u64>,
     pub(crate) braking: bool,
     leases: Leases,
     /// A quorum is being asked for leases.
@@ -91,12 +92,17 @@ impl Process {
     /// The loop until it waits. Gives whether it did anything.
     pub(crate) fn pump(&mut self, ctx: &mut Ctx) -> bool {
         // Whoever takes office looks around at once.
-        self.control.wants_step |= self.governs() != self.control.leading;
+        self.control.wants_step |= self.leads_in() != self.control.office;
         let mut moved = false;
-        while !self.control.awaiting {
+        while !self.control.awaiting || self.hears_while_it_waits() {
             match self.control.inbox.pop_front() {
                 Some(Inbound::Hello(hello)) => self.register(ctx, hello),
-                Some(Inbound::Beat(id, beat)) => self.beat(ctx, &id, &beat),
+                Some(Inbound::Beat(id, beat)) => {
+                    self.beat(ctx, &id, &beat);
+                    if self.control.awaiting {
+                        self.lease(ctx);
+                    }
+                }
                 Some(Inbound::Back(id, call, generation, back)) => self.back(ctx, id, call, generation, back),
                 None if self.control.wants_step => {
                     self.control.wants_step = false;
@@ -109,25 +115,32 @@ impl Process {
         moved
     }
 
+    /// The loop takes nothing in while it waits for its proposal; one with this fault takes heartbeats, and gives leases.
+    fn hears_while_it_waits(&self) -> bool {
+        built_in(Fault::LeaseWhileLosing) && matches!(self.control.inbox.front(), Some(Inbound::Beat(..)))
+    }
+
     fn step(&mut self, ctx: &mut Ctx) {
-        let (leads, term) = self.status(|s| (s.governs, s.term));
+        let term = self.leads_in();
         let now = self.now_ms(ctx);
         let config = Self::timers(ctx);
-        if leads && !self.control.leading {
+        let goes_on = self.control.office == term || built_in(Fault::OfficeGoesOn) && self.control.office.is_some();
+        if let Some(term) = term.filter(|_| !goes_on) {
             self.control.observed.since_ms = now;
             self.control.leases.clear();
             ctx.count("leader took office");
             ctx.note(|| format!("s{} leads in term {term}", self.number));
         }
-        self.control.leading = leads;
+        self.control.office = term;
         let (commands, plan) = {
             let state = self.replica.read();
             self.control.observed.prune(|host| state.hosts.contains_key(host), now, config.lost_ms);
-            if !leads {
+            if term.is_none() {
                 return;
             }
             let mut plan = plan::plan(&state, &self.control.observed, now, &config);
             judge::plan(ctx, &state, &self.control.observed, &plan, now, &config);
+            self.judge_grace(ctx, &plan.lost, now, config.lost_ms);
             judge::rollouts(ctx, &state, &mut self.control);
             self.control.leases.again(&state, &mut plan);
             self.control.leases.proposes(&plan.lost);
@@ -153,6 +166,16 @@ impl Process {
         self.propose(ctx, commands, Waiter::Plan);
     }
 
+    /// Nobody is lost before a leader's grace ends, by the office that its log says it has.
+    fn judge_grace(&self, ctx: &mut Ctx, lost: &[HostId], now: u64, lost_ms: u64) {
+        let left = |id: &&HostId| self.control.observed.hosts.get(*id).is_some_and(|seen| seen.leaving);
+        if let Some(id) = lost.iter().find(|id| !left(id))
+            && now - self.took_office_ms < lost_ms
+        {
+            ctx.fail(format!("{id} is lost {} ms after s{} took office", now - self.took_office_ms, self.number));
+        }
+    }
+
     /// Asks a quorum whether this scheduler leads, for the hosts that are due a lease.
     fn lease(&mut self, ctx: &mut Ctx) {
         if self.control.asking {
@@ -173,7 +196,7 @@ impl Process {
 
     pub(crate) fn confirmed(&mut self, ctx: &mut Ctx, term: u64, due: Vec<Basis>, confirmed: bool) {
         self.control.asking = false;
-        if confirmed && self.control.leading && self.status(|s| s.governs && s.term == term) {
+        if confirmed && self.control.office == Some(term) && self.leads_in() == Some(term) {
             self.grant(ctx, term, due);
         } else {
             ctx.count("lease not confirmed");

@@ -80,21 +80,24 @@ pub(crate) enum Ask {
     Transfer,
 }
 
+/// Small, as most of what is in the queue: it is moved about in it often.
 #[derive(Debug, Clone)]
 pub(crate) enum Timer {
     Beat,
     Started {
-        key: crate::assignment::Key,
-        wanted: crate::assignment::Wanted,
+        key: Box<crate::assignment::Key>,
+        wanted: Box<crate::assignment::Wanted>,
         ok: bool,
     },
     /// A lease may have ended.
     LeaseEnd,
     /// Something strict that was stopped is gone.
-    Gone(crate::assignment::Key),
+    Gone(Box<crate::assignment::Key>),
     /// Only when a fault stores late.
-    Stored(pb::Assignment),
+    Stored(Box<pb::Assignment>),
     Restart,
+    /// Of a scheduler: its process ends.
+    Crash,
     Control,
     RaftTick,
     Tend,
@@ -108,6 +111,7 @@ pub(crate) enum Timer {
     NextRequest,
     NextFault,
     NextChange,
+    Count,
     Watch(usize),
     Undo(Undo),
 }
@@ -118,7 +122,9 @@ pub(crate) enum Undo {
     Host(usize),
     Member(usize),
     Pair(usize, usize),
-    Disk(usize),
+    Split,
+    FullDisk(usize),
+    SlowDisk(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -167,9 +173,33 @@ pub(crate) struct Net {
     pub(crate) isolated: [bool; SEATS_MAX],
     /// One scheduler does not reach another.
     pub(crate) pairs: BTreeSet<(usize, usize)>,
+    pub(crate) split: Option<Split>,
+}
+
+/// The bus fell in two, and hosts and schedulers reach those on their own side alone: who is on the smaller one.
+pub(crate) struct Split {
+    pub(crate) hosts: BTreeSet<usize>,
+    pub(crate) members: BTreeSet<usize>,
+}
+
+impl Split {
+    /// Whether it is on the smaller side; clients are on both.
+    fn side(&self, node: Node) -> Option<bool> {
+        match node {
+            Node::Host(n) => Some(self.hosts.contains(&n)),
+            Node::Member(n) => Some(self.members.contains(&n)),
+            Node::Client | Node::World => None,
+        }
+    }
 }
 
 impl Net {
+    /// Schedulers reach one another, and few messages are lost or late: what they hand over arrives.
+    pub(crate) fn is_calm(&self) -> bool {
+        let parted = self.split.is_some() || !self.pairs.is_empty() || self.isolated.contains(&true);
+        self.loss <= 2 && self.delay_ms <= 500 && !parted
+    }
+
     pub(crate) fn reaches(&self, from: Node, to: Node) -> bool {
         let open = |node, cut: &[bool]| match node {
             Node::Host(n) => self.bus_up && !cut[n],
@@ -177,6 +207,12 @@ impl Net {
         };
         if let (Node::Member(a), Node::Member(b)) = (from, to)
             && self.pairs.contains(&(a, b))
+        {
+            return false;
+        }
+        if let Some(split) = &self.split
+            && let (Some(a), Some(b)) = (split.side(from), split.side(to))
+            && a != b
         {
             return false;
         }
@@ -197,6 +233,8 @@ pub(crate) struct Ctx {
     pub(crate) ids: [u64; SEATS_MAX],
     /// Whether the process there runs.
     pub(crate) up: [bool; SEATS_MAX],
+    /// Until when a scheduler does nothing, or waits for its disk much of the time.
+    pub(crate) stalled_until: [u64; SEATS_MAX],
     /// What the calendar of a scheduler says beside the truth, in ms.
     pub(crate) wall_off_ms: [i64; SEATS_MAX],
     /// Whether things may go wrong still.
@@ -225,6 +263,7 @@ impl Ctx {
             cut_in: vec![false; params.hosts],
             isolated: [false; SEATS_MAX],
             pairs: BTreeSet::new(),
+            split: None,
         };
         let mut dice = Dice::new(params.seed ^ 0x5bd1_e995);
         let skew = params.skew;
@@ -237,6 +276,7 @@ impl Ctx {
             seats: params.founders,
             ids: [0; SEATS_MAX],
             up: [false; SEATS_MAX],
+            stalled_until: [0; SEATS_MAX],
             wall_off_ms: [0; SEATS_MAX],
             params,
             net,
@@ -267,6 +307,9 @@ impl Ctx {
             let delay = 1 + self.dice.below(if slow { self.net.delay_ms } else { self.net.delay_ms.min(30) });
             self.push(delay, to, 0, What::Packet(Box::new(packet.clone())));
             sent = true;
+        }
+        if copies > 1 {
+            self.count("message doubled");
         }
         sent
     }
@@ -322,6 +365,10 @@ impl Ctx {
                 && matches!(&event.what, What::Packet(p) if matches!(**p, Packet::Raft { from, .. } if from == member))
         };
         self.queue.retain(|event| !gone(&event.0));
+    }
+
+    pub(crate) fn stalls(&mut self, seat: usize, ms: u64) {
+        self.stalled_until[seat] = self.stalled_until[seat].max(self.now + ms);
     }
 
     /// The next event that is due by `until`; the clock goes there.

@@ -22,6 +22,10 @@ struct Platter {
     syncs: u64,
     fails_at: Option<(u64, Failing)>,
     full: bool,
+    /// Each sync takes long.
+    slow: bool,
+    /// The power went in the middle of a sync.
+    dark: bool,
     /// One record reads otherwise than it was written.
     damaged: Option<(Vec<u8>, Vec<u8>)>,
     /// It was read.
@@ -54,6 +58,21 @@ impl SimDisk {
 
     pub(crate) fn fill(&self, full: bool) {
         self.at().full = full;
+    }
+
+    pub(crate) fn slow(&self, slow: bool) {
+        self.at().slow = slow;
+    }
+
+    /// Syncs until now, if they take long.
+    pub(crate) fn slow_syncs(&self) -> Option<u64> {
+        let at = self.at();
+        at.slow.then_some(at.syncs)
+    }
+
+    /// Whether the power went in the middle of a sync since this was asked.
+    pub(crate) fn went_dark(&self) -> bool {
+        std::mem::take(&mut self.at().dark)
     }
 
     /// A power cut: of the batches since the last sync, the first so many survive.
@@ -108,7 +127,8 @@ impl SimDisk {
 
     pub(crate) fn mend(&self) {
         let mut at = self.at();
-        (at.damaged, at.bitten, at.full) = (None, false, false);
+        (at.damaged, at.bitten) = (None, false);
+        (at.full, at.slow, at.dark) = (false, false, false);
     }
 }
 
@@ -164,6 +184,7 @@ impl Disk for SimDisk {
             if how == Failing::Error {
                 at.unsynced.clear();
             }
+            at.dark = how == Failing::Power;
             return Err(error("cannot sync", io::ErrorKind::Other));
         }
         let unsynced = std::mem::take(&mut at.unsynced);

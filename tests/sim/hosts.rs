@@ -195,13 +195,13 @@ impl Host {
                 ctx.wake(self.me(), self.boot, every.into(), Timer::Beat);
                 self.beat(ctx, false);
             }
-            Timer::Started { key, wanted, ok } => self.started(ctx, key, &wanted, ok),
+            Timer::Started { key, wanted, ok } => self.started(ctx, *key, &wanted, ok),
             Timer::LeaseEnd => {}
             Timer::Gone(key) => {
-                self.running.parting.remove(&key);
+                self.running.parting.remove(&*key);
                 self.running.changed = true;
             }
-            Timer::Stored(assignment) => self.disk = Some(assignment),
+            Timer::Stored(assignment) => self.disk = Some(*assignment),
             other => ctx.fail(format!("a host was woken by {other:?}")),
         }
         self.turn(ctx);
@@ -237,7 +237,7 @@ impl Host {
         let takes = ctx.dice.below(left.min(4_000) + 1);
         ctx.count("something strict stopped");
         self.running.parting.insert(key.clone(), revision);
-        ctx.wake(me, self.boot, takes, Timer::Gone(key.clone()));
+        ctx.wake(me, self.boot, takes, Timer::Gone(Box::new(key.clone())));
     }
 
     /// What the loop of the agent does before it waits.
@@ -281,6 +281,14 @@ impl Host {
             }
         }
         ctx.count("host compared with the log");
+    }
+
+    /// Replicas of a component that run here; of one that changes its revision, those that are placed.
+    pub(crate) fn truly_runs(&self, key: &Key, history: &History) -> u32 {
+        let Some(instance) = self.running.up.get(key) else { return 0 };
+        let turning = self.running.wanted.get(key).is_some_and(|w| w.revision != instance.revision);
+        let placed = history.state.placements.get(key).and_then(|hosts| hosts.get(&self.id));
+        if turning { placed.map_or(0, |p| p.replicas).min(instance.replicas) } else { instance.replicas }
     }
 
     pub(crate) fn greeting(&self) -> pb::Hello {
@@ -333,7 +341,7 @@ impl Host {
                     return self.crash_in_store(ctx, new);
                 }
                 if built_in(Fault::ConfirmedBeforeStored) {
-                    ctx.wake(self.me(), self.boot, 300, Timer::Stored(new.clone()));
+                    ctx.wake(self.me(), self.boot, 300, Timer::Stored(Box::new(new.clone())));
                 } else {
                     self.disk = Some(new.clone());
                 }
@@ -409,7 +417,8 @@ impl Host {
                     let unlucky = ctx.faults && tries < 2 && ctx.dice.percent(ctx.params.start_fails);
                     let most = if ctx.faults { ctx.params.start_ms } else { ctx.params.start_ms.min(800) };
                     let takes = 1 + ctx.dice.below(most);
-                    ctx.wake(me, self.boot, takes, Timer::Started { key, wanted, ok: !bad && !unlucky });
+                    let (key, wanted, ok) = (Box::new(key), Box::new(wanted), !bad && !unlucky);
+                    ctx.wake(me, self.boot, takes, Timer::Started { key, wanted, ok });
                 }
             }
         }

@@ -6,8 +6,8 @@
 //! `docs/simulation.md` says how to run it, repeat a seed, and print the table of faults that it finds.
 //!
 //! Reading order: `world` (everything together, and its end), `trouble` (what goes wrong), `history` (what must always
-//! hold), `linear` (what clients may see), `judge` (what a leader may plan), `settled` (what must hold in the end),
-//! `watch`; the shells: `seat`, `process`, `ask`, `control` (a scheduler), `hosts`, `clients`, `operators`; `disk` and
+//! hold), `linear` (what clients may see), `judge` (what a leader may plan), `crowd` (how many may run), `settled` (what must
+//! hold in the end), `watch`; the shells: `seat`, `process`, `ask`, `control` (a scheduler), `hosts`, `clients`, `operators`; `disk` and
 //! `ctx` (network and clock); `faults` (what is built in on purpose).
 
 #![cfg(test)]
@@ -18,6 +18,7 @@ mod ask;
 pub mod assignment;
 mod clients;
 mod control;
+mod crowd;
 mod ctx;
 mod dice;
 mod disk;

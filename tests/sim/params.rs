@@ -3,8 +3,9 @@
 use crate::dice::Dice;
 
 /// Seats of schedulers in one run: those who leave and those who take their place.
-pub(crate) const SEATS_MAX: usize = 9;
+pub(crate) const SEATS_MAX: usize = 12;
 const MINUTE: u64 = 60_000;
+const HOSTS_MANY: usize = 10;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Params {
@@ -32,6 +33,9 @@ pub(crate) struct Params {
     pub(crate) dispatch_crashes: u64,
     /// Of a hundred crashes of a scheduler so many happen in the middle of a sync.
     pub(crate) sync_crashes: u64,
+    /// Of a hundred changes of schedulers so many cost their leader its life soon after it began them; thrice as many do when
+    /// one is removed.
+    pub(crate) change_crashes: u64,
     /// Clocks run too fast or too slow by up to so many thousandths.
     pub(crate) skew: u64,
 }
@@ -44,12 +48,14 @@ impl Params {
             0..40 => (1, 0),
             40..60 => (3, 0),
             60..66 => (5, 0),
-            66..90 => (1, 2),
-            _ => (1, 4),
+            66..88 => (1, 2),
+            88..96 => (1, 4),
+            _ => (1, 6),
         };
         Self {
             seed,
-            hosts: 3 + d.index(6),
+            // Where there are many, a rollout takes more than one at a time.
+            hosts: if d.percent(8) { HOSTS_MANY + d.index(7) } else { 3 + d.index(6) },
             founders,
             joiners,
             changes: joiners > 0 && d.percent(75),
@@ -60,7 +66,7 @@ impl Params {
             faults_ms: d.between(40, 150) * 1_000,
             fault_every_ms: *d.pick(&[1_000, 4_000, 12_000]),
             request_every_ms: *d.pick(&[300, 1_500, 6_000]),
-            log_bytes_max: *d.pick(&[2_000, 9_000, 60_000]),
+            log_bytes_max: *d.pick(&[4_000, 9_000, 60_000]),
             forget_ms: *d.pick(&[20_000, 24 * 60 * MINUTE]),
             start_ms: *d.pick(&[50, 1_000, 8_000]),
             start_fails: *d.pick(&[0, 5, 30]),
@@ -68,8 +74,14 @@ impl Params {
             store_crashes: *d.pick(&[0, 2, 8]),
             dispatch_crashes: *d.pick(&[0, 3, 10]),
             sync_crashes: *d.pick(&[10, 50, 90]),
+            change_crashes: *d.pick(&[0, 10, 30]),
             skew: *d.pick(&[0, 10, 30]),
         }
+    }
+
+    /// Replicas that somebody asks for stay below this.
+    pub(crate) fn replicas_below(&self) -> u64 {
+        if self.hosts >= HOSTS_MANY { 4 * self.hosts as u64 } else { 13 }
     }
 
     /// Whether the log knows who the schedulers are: those of a founder that others join.

@@ -5,6 +5,7 @@ use crate::control::Control;
 use crate::ctx::{Ctx, LATTICE, Node, Packet, Timer};
 use crate::disk::SimDisk;
 use crate::history::History;
+use crate::trouble::SYNC_MAX_MS;
 use proto::app::Name;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
@@ -21,6 +22,8 @@ use std::task::{Context, Poll, Waker};
 const TEND_MS: u64 = 200;
 /// For a change of members to be agreed on.
 const CHANGE_MS: u64 = 3_000;
+/// For one that was removed to hand over.
+const GO_MS: u64 = 8_000;
 /// What may wait in a process at once.
 const INBOX_MAX: usize = 10_000;
 
@@ -99,7 +102,8 @@ pub(crate) struct Reading {
 pub(crate) enum Came {
     /// For leases of these hosts: whether this scheduler leads, which it did in that term.
     Confirmed(u64, Vec<Basis>, Result<u64, raft::Error>),
-    Written(Result<raft::Applied, raft::Error>, Waiter),
+    /// What was proposed, what became of it, who waits.
+    Written(Vec<u8>, Result<raft::Applied, raft::Error>, Waiter),
     Fresh(Result<u64, raft::Error>, Reading),
     Changed(Result<raft::Applied, raft::Error>),
     Transferred(Result<(), raft::Error>, usize, Option<usize>),
@@ -119,8 +123,19 @@ pub(crate) struct Process {
     pub(crate) pending: Vec<Pin<Box<dyn Future<Output = Came>>>>,
     pub(crate) control: Control,
     pub(crate) started_at: u64,
+    /// The term in which the log began to govern here last, and when.
+    office: Option<u64>,
+    pub(crate) took_office_ms: u64,
     /// A change of members is under way until then at most.
     changing: Option<u64>,
+    /// It was removed, leads, and could hand over since then.
+    could_go: Option<u64>,
+    disk: SimDisk,
+    /// Its last sync takes until then: the log's thread waits for that, the rest of the process does not.
+    pub(crate) synced_at: u64,
+    /// Ticks that passed meanwhile.
+    ticks: u64,
+    ticks_max: u64,
     compared: u64,
     /// The power goes when this event is done.
     pub(crate) doomed: bool,
@@ -139,7 +154,8 @@ impl Process {
         let (replica, did, outbox) = (Replica::default(), Shared::default(), Shared::default());
         let journal = Journal { replica: replica.clone(), did: Arc::clone(&did) };
         let (id, log_id) = (config.id, config.log_id.clone());
-        let (raft, handle) = Stepped::open(config, disk, journal, Outbox(Arc::clone(&outbox)))?;
+        let ticks_max = config.heartbeat_ticks as u64;
+        let (raft, handle) = Stepped::open(config, disk.clone(), journal, Outbox(Arc::clone(&outbox)))?;
         Ok(Self {
             number,
             boot,
@@ -153,7 +169,14 @@ impl Process {
             pending: Vec::new(),
             control: Control::default(),
             started_at: ctx.now,
+            office: None,
+            took_office_ms: 0,
             changing: None,
+            could_go: None,
+            disk,
+            synced_at: 0,
+            ticks: 0,
+            ticks_max,
             compared: 0,
             doomed: false,
             out: false,
@@ -180,7 +203,12 @@ impl Process {
     }
 
     pub(crate) fn governs(&self) -> bool {
-        self.status(|s| s.governs)
+        self.leads_in().is_some()
+    }
+
+    /// The term in which it does.
+    pub(crate) fn leads_in(&self) -> Option<u64> {
+        self.status(|s| s.governs.then_some(s.term))
     }
 
     /// This process's own clock.
@@ -232,15 +260,13 @@ impl Process {
 
     /// The log does what is due, then everyone who waited, then the loop what it can.
     fn turn(&mut self, ctx: &mut Ctx, history: &mut History, ticks: u64) -> Result<(), raft::Error> {
-        let mut ticks = ticks;
+        // As many as the log's loop makes up for.
+        self.ticks = (self.ticks + ticks).min(self.ticks_max);
         loop {
-            let round = self.raft.round(std::mem::take(&mut ticks));
-            self.journal(ctx, history);
-            self.post(ctx);
-            if round? == ControlFlow::Break(()) {
-                ctx.fail(format!("s{} ended by itself", self.number));
+            if ctx.now >= self.synced_at {
+                self.round(ctx, history)?;
             }
-            let mut moved = self.poll(ctx);
+            let mut moved = self.poll(ctx, history);
             moved |= self.pump(ctx);
             if !moved || ctx.failure.is_some() {
                 break;
@@ -256,6 +282,25 @@ impl Process {
         if self.replica.read().applied >= self.compared + 20 {
             self.compare(ctx, history);
             self.compared = self.replica.read().applied;
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, ctx: &mut Ctx, history: &mut History) -> Result<(), raft::Error> {
+        let before = self.disk.slow_syncs();
+        let round = self.raft.round(std::mem::take(&mut self.ticks));
+        self.journal(ctx, history);
+        self.post(ctx);
+        if round? == ControlFlow::Break(()) {
+            ctx.fail(format!("s{} ended by itself", self.number));
+        }
+        let office = self.leads_in();
+        if office != self.office {
+            (self.office, self.took_office_ms) = (office, self.now_ms(ctx));
+        }
+        if before.is_some_and(|before| self.disk.slow_syncs() > Some(before)) {
+            self.synced_at = ctx.now + ctx.dice.between(300, SYNC_MAX_MS);
+            ctx.count("sync took long");
         }
         Ok(())
     }
@@ -304,7 +349,7 @@ impl Process {
     }
 
     /// Everyone whose answer is there goes on. Gives whether anyone did.
-    fn poll(&mut self, ctx: &mut Ctx) -> bool {
+    fn poll(&mut self, ctx: &mut Ctx, history: &History) -> bool {
         let mut context = Context::from_waker(Waker::noop());
         let mut came = Vec::new();
         self.pending.retain_mut(|future| match future.as_mut().poll(&mut context) {
@@ -317,13 +362,26 @@ impl Process {
         let any = !came.is_empty();
         for one in came {
             match one {
-                Came::Written(result, waiter) => self.written(ctx, result, waiter),
+                Came::Written(data, result, waiter) => {
+                    if let Ok(applied) = &result
+                        && history.data_at(applied.index) != Some(&data)
+                    {
+                        let (number, index) = (self.number, applied.index);
+                        ctx.fail(format!(
+                            "s{number} was told of log index {index}, where something else was committed"
+                        ));
+                    }
+                    self.written(ctx, result, waiter);
+                }
                 Came::Fresh(result, reading) => self.fresh(ctx, result, reading),
                 Came::Confirmed(term, due, result) => self.confirmed(ctx, term, due, result.is_ok()),
                 Came::Changed(result) => {
                     self.changing = None;
                     if result.is_ok() {
                         ctx.count("members changed");
+                        if self.status(|s| s.members.voters.len()) == roster::VOTERS_MAX {
+                            ctx.count("as many schedulers vote as may");
+                        }
                     }
                 }
                 Came::Abdicated(result) => {
@@ -356,7 +414,7 @@ impl Process {
             Err(why) => return ctx.fail(format!("s{} can not propose: {why}", self.number)),
         };
         let (handle, data) = (self.handle.clone(), entry.encode_to_vec());
-        self.wait_for(async move { Came::Written(handle.propose(data).await, waiter) });
+        self.wait_for(async move { Came::Written(data.clone(), handle.propose(data).await, waiter) });
     }
 
     /// Whether a message of another scheduler is taken, as `peer/serve.rs` decides it.
@@ -380,6 +438,7 @@ impl Process {
 
     /// One step of the leader towards the members that are wanted, as `peer/keep.rs` makes it.
     fn tend(&mut self, ctx: &mut Ctx) {
+        self.look_at_removed(ctx);
         let (out, heir, due) = {
             let state = self.replica.read();
             self.status(|status| {
@@ -409,8 +468,39 @@ impl Process {
         if let Some(changes) = due {
             ctx.note(|| format!("s{} changes members: {changes:?}", self.number));
             self.changing = Some(ctx.now + CHANGE_MS);
+            self.may_crash_in_a_change(ctx, changes.iter().any(|c| matches!(c, raft::Change::Remove(_))));
             let handle = self.handle.clone();
             self.wait_for(async move { Came::Changed(handle.change(changes).await) });
+        }
+    }
+
+    /// A change of members is begun here: this process may end in the middle of it.
+    pub(crate) fn may_crash_in_a_change(&self, ctx: &mut Ctx, removes: bool) {
+        // Who is removed may lead then.
+        let percent = if removes { 3 * ctx.params.change_crashes } else { ctx.params.change_crashes };
+        if ctx.faults && ctx.dice.percent(percent) {
+            let after = ctx.dice.between(1, 250);
+            ctx.wake(self.me(), self.boot, after, Timer::Crash);
+        }
+    }
+
+    /// One that was removed hands over, as soon as there is somebody to hand over to.
+    fn look_at_removed(&mut self, ctx: &mut Ctx) {
+        let could_go = ctx.net.is_calm() && ctx.now >= self.synced_at && {
+            let state = self.replica.read();
+            self.status(|status| {
+                let removed = !state.members.is_empty() && !state.members.contains_key(&self.id);
+                let ready = roster::ready(status, self.reached(ctx, status));
+                let heir = roster::heir(self.id, &status.members, &ready, &status.progress);
+                let acts = |id| ctx.seat_of(id).is_some_and(|seat| ctx.stalled_until[seat] <= ctx.now);
+                status.governs && removed && !status.members.is_joint() && heir.is_some_and(acts)
+            })
+        };
+        let since = *self.could_go.get_or_insert(ctx.now);
+        if !could_go {
+            self.could_go = None;
+        } else if ctx.now - since > GO_MS {
+            ctx.fail(format!("s{} was removed and leads for {} ms since", self.number, ctx.now - since));
         }
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Seat {
     pub(crate) process: Option<Process>,
     /// The term that it led in when it was paused.
     led_when_paused: Option<u64>,
+    /// It pauses, or did nothing since.
+    pauses: bool,
 }
 
 impl Seat {
@@ -45,6 +47,7 @@ impl Seat {
             wiped: false,
             process: None,
             led_when_paused: None,
+            pauses: false,
         }
     }
 
@@ -54,6 +57,11 @@ impl Seat {
 
     pub(crate) fn leads(&self) -> bool {
         self.process.as_ref().is_some_and(|p| p.status(|s| s.governs))
+    }
+
+    /// Whether it does what is due now, rather than pause or wait for its disk.
+    pub(crate) fn acts(&self, now: u64) -> bool {
+        self.paused_until <= now && self.process.as_ref().is_some_and(|p| p.synced_at <= now)
     }
 
     /// Whether it can ever run again.
@@ -142,8 +150,10 @@ impl Seat {
 
     pub(crate) fn pause(&mut self, ctx: &mut Ctx, ms: u64) {
         self.paused_until = ctx.now + ms;
+        ctx.stalls(self.number, ms);
         ctx.note(|| format!("s{} pauses for {ms} ms", self.number));
         ctx.count("scheduler paused");
+        self.pauses = true;
         self.led_when_paused = self.process.as_ref().and_then(|p| p.status(|s| s.governs.then_some(s.term)));
     }
 
@@ -158,7 +168,17 @@ impl Seat {
             let until = self.paused_until;
             return ctx.postpone(event, until);
         }
+        if std::mem::take(&mut self.pauses) && self.leads() {
+            let alone = ctx.net.split.as_ref().is_some_and(|split| split.members.contains(&self.number));
+            ctx.count(if alone { "leader resumed on the smaller side" } else { "leader resumed" });
+        }
         match event.what {
+            What::Timer(Timer::Crash) => {
+                if self.leads() {
+                    ctx.count("leader lost during a change");
+                }
+                return self.crash_for_a_while(ctx);
+            }
             What::Packet(packet) => match *packet {
                 Packet::Out => {
                     ctx.count("removed scheduler told so");
@@ -201,6 +221,7 @@ impl Seat {
         }
         if let Err(error) = result {
             match error {
+                raft::Error::Io { .. } if self.disk.went_dark() => ctx.count("power cut in the middle of a sync"),
                 raft::Error::Io { .. } => ctx.count("ended by its disk"),
                 raft::Error::Damaged { .. } if self.disk.is_damaged() => ctx.count("damaged record noticed"),
                 other => return ctx.fail(format!("s{}: {other}", self.number)),
@@ -212,6 +233,10 @@ impl Seat {
         if ctx.dice.percent(50) {
             ctx.unsend(self.number, mark);
         }
+        self.crash_for_a_while(ctx);
+    }
+
+    fn crash_for_a_while(&mut self, ctx: &mut Ctx) {
         self.crash(ctx, true);
         let down = ctx.dice.between(200, 12_000);
         ctx.wake(Node::Member(self.number), 0, down, Timer::Restart);

@@ -1,9 +1,12 @@
 //! What goes wrong: drawn by the seed, one thing after the other, most of it undone after a while.
 
-use crate::ctx::{Ctx, Node, Timer, Undo};
+use crate::ctx::{Ctx, Node, Split, Timer, Undo};
 use crate::disk::Failing;
 use crate::world::World;
+use std::collections::BTreeSet;
 
+/// What a sync takes at most on a slow disk.
+pub(crate) const SYNC_MAX_MS: u64 = 3_000;
 const HOUR_MS: u64 = 3_600_000;
 
 impl World {
@@ -49,23 +52,23 @@ impl World {
             _ => self.ctx.dice.index(self.seats.len()),
         };
         match self.ctx.dice.below(100) {
-            0..30 => self.crash_member(number),
-            30..36 => {
+            0..28 => self.crash_member(number),
+            28..33 => {
                 let all = self.ctx.dice.percent(50);
                 (0..self.seats.len()).filter(|n| all || *n != number).for_each(|n| self.crash_member(n));
             }
-            36..56 => {
+            33..50 => {
                 let pause = self.ctx.dice.between(200, 9_000);
                 self.seats[number].pause(&mut self.ctx, pause);
             }
-            56..70 => {
+            50..62 => {
                 let cut = self.ctx.dice.between(500, 15_000);
                 self.ctx.net.isolated[number] = true;
                 self.ctx.note(|| format!("s{number} is isolated for {cut} ms"));
                 self.ctx.count("scheduler isolated");
                 self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Member(number)));
             }
-            70..80 => {
+            62..69 => {
                 let other = self.ctx.dice.index(self.seats.len());
                 let cut = self.ctx.dice.between(500, 15_000);
                 self.ctx.net.pairs.insert((number, other));
@@ -73,7 +76,15 @@ impl World {
                 self.ctx.count("one-way partition of schedulers");
                 self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Pair(number, other)));
             }
-            80..86 => {
+            69..77 => self.split(leader),
+            77..81 => {
+                let slow = self.ctx.dice.between(2_000, 20_000);
+                self.seats[number].disk.slow(true);
+                self.ctx.stalls(number, slow + SYNC_MAX_MS);
+                self.ctx.note(|| format!("the disk of s{number} is slow for {slow} ms"));
+                self.ctx.wake(Node::World, 0, slow, Timer::Undo(Undo::SlowDisk(number)));
+            }
+            81..86 => {
                 self.ctx.count("sync to fail with EIO");
                 self.seats[number].trip(&mut self.ctx, Failing::Error);
             }
@@ -82,7 +93,7 @@ impl World {
                 self.seats[number].disk.fill(true);
                 self.ctx.note(|| format!("the disk of s{number} is full for {full} ms"));
                 self.ctx.count("disk full");
-                self.ctx.wake(Node::World, 0, full, Timer::Undo(Undo::Disk(number)));
+                self.ctx.wake(Node::World, 0, full, Timer::Undo(Undo::FullDisk(number)));
             }
             90..94 => {
                 let jump = self.ctx.dice.below(2 * HOUR_MS).cast_signed() - HOUR_MS.cast_signed();
@@ -91,6 +102,40 @@ impl World {
             }
             _ => self.wipe(number),
         }
+    }
+
+    /// The leader and a host or two do not reach the others, nor are they reached. Those others are enough to elect
+    /// another leader, and hosts that one may call lost: the brake does not hold for two.
+    fn split(&mut self, leader: Option<usize>) {
+        let Some(leader) = leader.filter(|_| self.seats.iter().filter(|s| s.up()).count() > 2) else { return };
+        if self.ctx.net.split.is_some() {
+            return;
+        }
+        let strict: Vec<usize> =
+            self.hosts.iter().filter(|h| h.strict(&self.ctx).next().is_some()).map(|h| h.number).collect();
+        let dice = &mut self.ctx.dice;
+        let mut hosts = BTreeSet::from([dice.index(self.hosts.len())]);
+        // What runs under a lease has the most to lose.
+        if !strict.is_empty() && dice.percent(80) {
+            hosts = BTreeSet::from([*dice.pick(&strict)]);
+        }
+        if dice.percent(50) {
+            hosts.insert(dice.index(self.hosts.len()));
+        }
+        let mut cut = dice.between(3_000, 25_000);
+        let pause = dice.between(2_000, 8_000);
+        let pauses = dice.percent(60);
+        self.ctx.count("bus split");
+        self.ctx.note(|| format!("s{leader} is alone with the hosts {hosts:?}"));
+        self.ctx.net.split = Some(Split { hosts, members: BTreeSet::from([leader]) });
+        if pauses {
+            // When it goes on it hears its hosts, and nobody who would say that it leads no more.
+            self.seats[leader].pause(&mut self.ctx, pause);
+            // Long enough for the others to call those hosts lost.
+            cut = cut.max(pause + 9_000);
+        }
+        self.ctx.note(|| format!("for {cut} ms"));
+        self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Split));
     }
 
     /// A scheduler loses its disk for good, if the others can do without it.
@@ -123,7 +168,7 @@ impl World {
             let zone = (*ctx.dice.pick(&["a", "b"])).to_owned();
             host.labels.insert("zone".into(), zone);
         }
-        let down = ctx.dice.between(200, most_ms);
+        let down = silence(ctx, 200, most_ms);
         ctx.wake(Node::Host(number), 0, down, Timer::Restart);
     }
 
@@ -144,7 +189,7 @@ impl World {
     fn cut_host(&mut self, number: usize) {
         let ctx = &mut self.ctx;
         let kind = ctx.dice.below(4);
-        let cut = ctx.dice.between(1_000, 30_000);
+        let cut = silence(ctx, 1_000, 30_000);
         ctx.net.cut_out[number] |= kind != 0;
         ctx.net.cut_in[number] |= kind != 1;
         ctx.note(|| format!("h{number} is cut off, way {kind}, for {cut} ms"));
@@ -180,7 +225,9 @@ impl World {
             }
             Undo::Member(number) => ctx.net.isolated[number] = false,
             Undo::Pair(from, to) => _ = ctx.net.pairs.remove(&(from, to)),
-            Undo::Disk(number) => self.seats[number].disk.fill(false),
+            Undo::Split => ctx.net.split = None,
+            Undo::FullDisk(number) => self.seats[number].disk.fill(false),
+            Undo::SlowDisk(number) => self.seats[number].disk.slow(false),
         }
     }
 
@@ -189,6 +236,12 @@ impl World {
         (ctx.net.loss, ctx.net.doubled, ctx.net.delay_ms) = (0, 0, 20);
         ctx.net.isolated.fill(false);
         ctx.net.pairs.clear();
+        ctx.net.split = None;
         ctx.wall_off_ms.fill(0);
     }
+}
+
+/// How long a host is not heard: often about as long as it takes to be lost, when the two may cross.
+fn silence(ctx: &mut Ctx, least_ms: u64, most_ms: u64) -> u64 {
+    if ctx.dice.percent(25) { ctx.dice.between(9_000, 12_500) } else { ctx.dice.between(least_ms, most_ms) }
 }

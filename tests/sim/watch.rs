@@ -5,9 +5,11 @@
 use crate::ctx::{Ctx, LATTICE, Node, Timer};
 use crate::process::Process;
 use crate::seat::Seat;
+use proto::app::HostId;
 use proto::v1 as pb;
 use proto::v1::watch_event::What;
 use scheduler::raft;
+use scheduler::state::State;
 use scheduler::status::View;
 use scheduler::watched::Watched;
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,7 +84,7 @@ impl Watcher {
             ctx.count(if arrive < all { "watch cut in the middle" } else { "watch cut" });
             return;
         }
-        let truth = with_view(ctx, process, picture);
+        let truth = picture(&process.replica.read());
         if (&self.apps, &self.hosts) != (&truth.0, &truth.1) {
             let (mine, last) = ((&self.apps, &self.hosts), self.last);
             ctx.fail(format!(
@@ -157,7 +159,7 @@ fn running<'a>(ctx: &Ctx, at: &'a Seat) -> Option<&'a Process> {
     at.process.as_ref().filter(|_| at.paused_until <= ctx.now)
 }
 
-fn picture(view: &View<'_>) -> (BTreeMap<String, (u64, u64)>, BTreeSet<String>) {
-    let apps = view.apps("").into_iter().map(|a| (a.name, (a.version, a.revision))).collect();
-    (apps, view.hosts().into_iter().map(|h| h.id).collect())
+fn picture(state: &State) -> (BTreeMap<String, (u64, u64)>, BTreeSet<String>) {
+    let apps = state.apps.iter().map(|(name, app)| (name.to_string(), (app.version, app.current))).collect();
+    (apps, state.hosts.keys().map(HostId::to_string).collect())
 }

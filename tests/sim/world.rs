@@ -2,6 +2,7 @@
 //! lattice must come to rest as it should.
 
 use crate::clients::{Clients, Wish, repaired};
+use crate::crowd::{self, Crowd};
 use crate::ctx::{Ctx, Event, Node, Packet, Timer, Undo, What};
 use crate::history::History;
 use crate::hosts::Host;
@@ -29,6 +30,7 @@ pub(crate) struct World {
     clients: Clients,
     pub(crate) operators: Operators,
     watchers: Watchers,
+    crowd: Crowd,
     pub(crate) history: History,
     /// Hosts that never start again.
     dead: Vec<bool>,
@@ -47,8 +49,8 @@ impl World {
         seats.iter().for_each(|s| ctx.ids[s.number] = s.id);
         let (operators, watchers) = (Operators::new(&mut ctx), Watchers::new(&mut ctx));
         let dead = vec![false; params.hosts];
-        let (clients, history) = (Clients::default(), History::default());
-        Self { ctx, hosts, seats, clients, operators, watchers, history, dead, rested_ms: 0 }
+        let (clients, history, crowd) = (Clients::default(), History::default(), Crowd::default());
+        Self { ctx, hosts, seats, clients, operators, watchers, crowd, history, dead, rested_ms: 0 }
     }
 
     /// Runs this seed to its end, or to the first thing that is wrong.
@@ -62,6 +64,7 @@ impl World {
         }
         self.ctx.wake(Node::Client, 0, 1_000, Timer::NextRequest);
         self.ctx.wake(Node::World, 0, 3_000, Timer::NextFault);
+        self.ctx.wake(Node::World, 0, crowd::EVERY_MS, Timer::Count);
         self.advance(self.ctx.params.faults_ms);
         self.heal();
         self.answers();
@@ -113,6 +116,11 @@ impl World {
                     operators.step(ctx, clients, history, seats);
                 }
                 What::Timer(Timer::Undo(undo)) => self.undo(undo),
+                What::Timer(Timer::Count) => {
+                    self.ctx.wake(Node::World, 0, crowd::EVERY_MS, Timer::Count);
+                    let Self { ctx, crowd, seats, hosts, history, .. } = self;
+                    crowd.look(ctx, seats, hosts, history);
+                }
                 other => self.ctx.fail(format!("the world was sent {other:?}")),
             },
         }

@@ -20,6 +20,8 @@ pub(super) struct Lab {
     pub(super) deaf: BTreeSet<HostId>,
     /// Hosts that beat but never report anything running.
     stuck: BTreeSet<HostId>,
+    /// Hosts where nothing starts.
+    failing: BTreeSet<HostId>,
 }
 
 pub(super) fn host_id(n: usize) -> HostId {
@@ -37,6 +39,7 @@ impl Lab {
             dead: BTreeSet::new(),
             deaf: BTreeSet::new(),
             stuck: BTreeSet::new(),
+            failing: BTreeSet::new(),
         };
         for (n, label) in labels.iter().enumerate() {
             lab.join(n, label);
@@ -86,12 +89,14 @@ impl Lab {
         let hosts: Vec<HostId> =
             self.state.hosts.keys().filter(|h| !self.dead.contains(*h) && !self.deaf.contains(*h)).cloned().collect();
         for id in hosts {
+            let fails = self.failing.contains(&id);
+            let now = if fails { pb::RunState::Failed } else { pb::RunState::Running };
             let running = self.state.on_host(&id).map(|(app, component, p)| pb::Running {
                 app: app.to_string(),
                 component: component.to_string(),
                 revision: p.revision,
                 replicas: p.replicas,
-                state: pb::RunState::Running.into(),
+                state: now.into(),
                 ..Default::default()
             });
             let items = if self.stuck.contains(&id) { Vec::new() } else { running.collect() };
@@ -375,6 +380,23 @@ fn a_rollout_stops_where_the_new_revision_does_not_run() {
         lab.round();
     }
     assert_eq!(lab.revisions("cart"), [2, 1, 1, 1]);
+}
+
+#[test]
+fn a_rollout_that_fails_on_one_of_many_goes_no_further() {
+    let mut lab = Lab::new(&[""; 12]);
+    lab.apply(&spread(12, &[]));
+    lab.settle();
+    lab.apply(&app("b", Scaler::Spread { replicas: 12, spread: Vec::new() }));
+    lab.failing.insert(host_id(0));
+    for _ in 0..5 {
+        lab.round();
+        let new = lab.revisions("cart").into_iter().filter(|r| *r == 2).count();
+        assert_eq!(new, 3, "one in four change at once, and the others wait for the one that fails");
+    }
+    lab.failing.clear();
+    lab.settle();
+    assert_eq!(lab.revisions("cart"), [2; 12]);
 }
 
 #[test]
