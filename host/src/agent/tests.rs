@@ -227,14 +227,21 @@ async fn a_host_tells_what_it_does() {
     assert!(actor.requests > 0 && actor.p50_us > 0 && actor.p99_us >= actor.p50_us, "{actor:?}");
     assert!(load.window_ms >= 900 && load.cpu_millis > 0 && load.memory_bytes > 1_000_000, "{load:?}");
 
-    let page = page(&hello.agent);
+    // Who was answered has gone before the invocation has.
+    let at_rest = "lattice_actor_in_flight{app=\"hello\",actor=\"hello\"} 0";
+    let page = loop {
+        let page = page(&hello.agent);
+        if page.contains(at_rest) {
+            break page;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
     for wanted in [
         "# TYPE lattice_ingress_requests counter",
         "# HELP lattice_ingress_requests ",
         "# TYPE lattice_ingress_request_duration_seconds histogram",
         "lattice_ingress_request_duration_seconds_bucket{le=\"+Inf\",app=\"hello\",actor=\"hello\"}",
         "lattice_actor_invocations_total{app=\"hello\",actor=\"hello\"}",
-        "lattice_actor_in_flight{app=\"hello\",actor=\"hello\"} 0",
         "lattice_host_components{state=\"up\"} 1",
         "lattice_host_component_loads_total{from=\"compiler\"} 1",
         "lattice_ingress_connections_accepted_total 1",

@@ -145,7 +145,8 @@ fn a_read_waits_until_the_state_is_as_new_as_it_has_to_be_and_not_for_ever() {
     let mut read = three.read(follower, 1).remove(0);
     three.pass(10);
     assert!(look(&mut read).is_none() && three.members[&follower].words.all().is_empty());
-    three.pass(40);
+    // Four election timeouts.
+    three.pass(80);
     let error = look(&mut read).expect("given up").unwrap_err();
     assert!(matches!(error, Error::Behind { index: needed, applied } if needed >= index && applied < index), "{error}");
     assert!(error.is_retryable() && error.to_string().contains("ask another one"), "{error}");

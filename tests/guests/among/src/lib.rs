@@ -47,7 +47,11 @@ impl Guest for Among {
 async fn ask(authority: &str) -> String {
     let (_, trailers) = wit_future::new(|| Ok(None));
     let (request, _) = Request::new(Fields::new(), None, trailers, None);
-    if request.set_scheme(Some(&Scheme::Http)).is_err() || request.set_authority(Some(authority)).is_err() {
+    let path = request.set_path_with_query(Some("/"));
+    if path.is_err()
+        || request.set_scheme(Some(&Scheme::Http)).is_err()
+        || request.set_authority(Some(authority)).is_err()
+    {
         return "no such address".to_owned();
     }
     match client::send(request).await {
