@@ -43,10 +43,6 @@ use change::Cordon;
 use failure::Failure;
 use std::process::ExitCode;
 
-/// A request makes and drops some hundred small things on whichever thread it is polled.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     // Not a verb for people: a host starts this program again to compile.
     #[cfg(feature = "host")]
