@@ -83,16 +83,6 @@ fn a_component_in_go_is_called() {
         apply(&lattice, "sums", &image, &[LIMITS, grants]);
         assert_eq!(lattice.ok(&["call", "sums/a", "lattice:sums/sums.add", "2", "40"]), "42\n");
         assert_eq!(lattice.ok(&["call", "sums/a", "lattice:sums/sums.primes", "1000"]), "168\n");
-        let words = |function: &str, argument: &str| {
-            lattice.ok(&["call", "sums/a", &format!("lattice:sums/words.{function}"), argument])
-        };
-        assert_eq!(words("upper", "\"größer\""), "\"GRÖßER\"\n");
-        let counted = words("counts", "[\"to be or\", \"not to be\", \"\"]");
-        let wanted = [("be", 2), ("to", 2), ("not", 1), ("or", 1)];
-        let wanted: Vec<_> = wanted.iter().map(|(word, n)| format!("{{word: \"{word}\", times: {n}}}")).collect();
-        assert_eq!(counted, format!("[{}]\n", wanted.join(", ")));
-        assert_eq!(words("reversed", "[1, 2, 255]"), "ok([255, 2, 1])\n");
-        assert_eq!(words("reversed", "[]"), "err(\"there are none\")\n");
     });
 }
 
