@@ -79,20 +79,30 @@ fn apply(lattice: &Lattice) {
     lattice.until_spread("hello", "hello", &[("a", 1), ("b", 1)], SOON);
 }
 
-/// What is desired, what is placed and what is linked, without what counts up by itself.
+/// What counts up by itself, or follows from what is done at the moment.
+const MOVING: [&str; 14] = [
+    "requests",
+    "errors",
+    "requests_per_s",
+    "errors_per_s",
+    "in_flight",
+    "queued",
+    "p50_us",
+    "p99_us",
+    "cpu_millis",
+    "resident_bytes",
+    "memory_bytes",
+    "seen_ms",
+    "dropped",
+    "load",
+];
+
+/// What is desired, what is placed and what is linked, without what moves.
 fn state(lattice: &Lattice) -> Vec<Value> {
-    let mut all = Vec::new();
-    for kind in ["apps", "actors", "links", "revisions"] {
-        for mut item in lattice.items(kind) {
-            item["requests"] = Value::Null;
-            all.push(item);
-        }
-    }
-    for mut host in lattice.items("hosts") {
-        for field in ["seen_ms", "dropped"] {
-            host[field] = Value::Null;
-        }
-        all.push(host);
+    let mut all: Vec<Value> =
+        ["apps", "actors", "links", "revisions", "hosts"].into_iter().flat_map(|kind| lattice.items(kind)).collect();
+    for item in all.iter_mut().filter_map(Value::as_object_mut) {
+        item.retain(|field, _| !MOVING.contains(&field.as_str()));
     }
     all
 }

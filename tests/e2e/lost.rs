@@ -233,6 +233,11 @@ fn a_host_boots_offline_from_its_last_assignment(broker: Broker) {
     let at = lattice.ingress("b");
     until("hello answers offline", SOON, || (http::get(at, "/").status == 200).then_some(()));
     eprintln!("offline boot to first 200 on {broker:?}: {:.2} s", begun.elapsed().as_secs_f64());
+    // Its store takes a moment to open; a call that comes before that looks for it on the bus, which is away.
+    until("its store is open", SOON, || {
+        let opened = lattice.process("b").stderr().matches("component=store").count();
+        (opened == 2).then_some(())
+    });
     until("the counter goes on offline", SOON, || {
         let response = count(&lattice);
         (response.status == 200).then(|| assert_eq!(response.text(), "2\n"))

@@ -54,10 +54,10 @@ fn fail() {
         assert_ne!(traced.exit_code(), Some(0), "{calls} {number}");
         let (log, trace) = (traced.stderr(), until_traced(&trace));
         assert!(log.contains("Input/output error") && log.contains("raft/raft/db"), "{calls} {number}: {log}");
-        // It did not try again.
+        // It did not try again. One that was not up yet had promised nothing to anybody, and closes its log as it ends.
         let (_, after) = trace.split_once("(INJECTED)").expect("waited for");
         let again = |line: &&str| line.contains("fsync") || line.contains("fdatasync");
-        assert_eq!(after.lines().find(again), None, "{calls} {number}: {after}");
+        assert!(number == 2 || !after.lines().any(|line| again(&line)), "{calls} {number}: {after}");
         cluster.restart(1);
         let desired = cluster.replicas(1, "hello");
         assert!(desired >= acknowledged, "{calls} {number}: {acknowledged} were acknowledged, {desired} are there");
