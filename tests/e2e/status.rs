@@ -149,9 +149,9 @@ fn host_gone(cluster: &mut Cluster) {
 fn bus_gone(cluster: &mut Cluster, host: &Process, admin: std::net::SocketAddr) {
     let gauge = || {
         let page = http::get(admin, "/metrics").text();
-        page.lines().find_map(|line| line.strip_prefix("lattice_host_bus_up ").map(str::to_owned)).unwrap()
+        page.lines().find_map(|line| line.strip_prefix("lattice_host_bus_up ")?.parse::<f64>().ok()).unwrap()
     };
-    assert_eq!(gauge(), "1");
+    assert_eq!(gauge(), 1.0);
     assert!(!host.stderr().contains("bus disconnected"), "{}", host.stderr());
     cluster.kill_bus();
     for id in 1..=3 {
@@ -177,13 +177,13 @@ fn bus_gone(cluster: &mut Cluster, host: &Process, admin: std::net::SocketAddr) 
         (answer.status == 200 && answer.text().contains("refused")).then(|| answer.text())
     });
     assert!(lacks.starts_with("ready\nhost: the bus is not connected: "), "{lacks}");
-    assert_eq!(gauge(), "0");
+    assert_eq!(gauge(), 0.0);
     let log = host.stderr();
     assert!(log.contains("bus disconnected") && log.contains("refused"), "{log}");
     cluster.restart_bus();
     all_well(cluster);
     until("the host is well again", SOON, || (http::get(admin, "/readyz").text() == "ready\n").then_some(()));
-    assert_eq!(gauge(), "1");
+    assert_eq!(gauge(), 1.0);
 }
 
 fn quorum_gone(cluster: &mut Cluster) {
