@@ -157,10 +157,10 @@ fn bus_gone(cluster: &mut Cluster, host: &Process, admin: std::net::SocketAddr) 
     for id in 1..=3 {
         let (said, text) = until_said(cluster, id, "that the bus is gone and the brake holds", LOST, |said| {
             let problem = said["bus_problem"].as_str().unwrap();
-            said["bus_up"] == false && problem.contains("refused") && said["brake"] == true
+            said["bus_up"] == false && !problem.is_empty() && said["brake"] == true
         });
         let bus = said["bus"].as_str().unwrap();
-        assert!(bus.starts_with("not connected: ") && bus.contains("refused") && bus.contains("--nats"), "{said}");
+        assert!(bus.starts_with("not connected: ") && bus.contains("check --nats"), "{said}");
         assert!(said["seen_by_bus"].as_str().unwrap().starts_with("not connected: "), "{said}");
         // Schedulers need no bus among themselves, and nothing is given up.
         assert!(said["fresh"] == true && said["unreached"] == json!([]), "{said}");
@@ -174,12 +174,12 @@ fn bus_gone(cluster: &mut Cluster, host: &Process, admin: std::net::SocketAddr) 
     }
     let lacks = until("the host says that it has no bus", SOON, || {
         let answer = http::get(admin, "/readyz");
-        (answer.status == 200 && answer.text().contains("refused")).then(|| answer.text())
+        (answer.status == 200 && answer.text().contains("check --nats")).then(|| answer.text())
     });
     assert!(lacks.starts_with("ready\nhost: the bus is not connected: "), "{lacks}");
     assert_eq!(gauge(), 0.0);
     let log = host.stderr();
-    assert!(log.contains("bus disconnected") && log.contains("refused"), "{log}");
+    assert!(log.contains("bus disconnected"), "{log}");
     cluster.restart_bus();
     all_well(cluster);
     until("the host is well again", SOON, || (http::get(admin, "/readyz").text() == "ready\n").then_some(()));

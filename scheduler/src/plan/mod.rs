@@ -98,16 +98,18 @@ pub fn brakes(state: &State, observed: &Observed, now_ms: u64, config: &Config) 
 fn leases(state: &State, observed: &Observed, now_ms: u64, config: &Config, plan: &mut Plan) {
     let mut silent = Vec::new();
     let mut left = Vec::new();
-    let mut alive = 0usize;
+    let (mut alive, mut fading) = (0usize, 0usize);
     for (id, host) in &state.hosts {
         let seen = observed.hosts.get(id);
         let since_ms = if built_in(Fault::NoGrace) { 0 } else { observed.since_ms };
         let heard_ms = seen.map_or(0, |s| s.at_ms).max(since_ms);
-        let is_silent = now_ms.saturating_sub(heard_ms) >= config.lost_ms;
+        let silence_ms = now_ms.saturating_sub(heard_ms);
+        let is_silent = silence_ms >= config.lost_ms;
         let is_leaving = seen.is_some_and(|s| s.leaving);
         match (host.lost, is_leaving, is_silent) {
             (false, true, _) => left.push(id.clone()),
             (false, false, true) => silent.push(id.clone()),
+            (false, false, false) if silence_ms >= config.suspect_ms => fading += 1,
             (false, false, false) => alive += 1,
             (true, false, false)
                 if seen.is_some_and(|s| s.at_ms >= observed.since_ms) && !built_in(Fault::LostForGood) =>
@@ -122,8 +124,10 @@ fn leases(state: &State, observed: &Observed, now_ms: u64, config: &Config, plan
             }
         }
     }
-    // A large share of a fleet does not die in the same moment.
-    plan.brake = silent.len() > alive && silent.len() >= 3 && !built_in(Fault::NoBrake);
+    // A large share of a fleet does not die in the same moment. Heartbeats are apart, so hosts that the same cut silences are
+    // not lost in the same moment either: those that are suspect by then count as well.
+    let gone = silent.len() + fading;
+    plan.brake = !silent.is_empty() && gone > alive && gone >= 3 && !built_in(Fault::NoBrake);
     if !plan.brake {
         plan.lost = silent;
     }

@@ -302,6 +302,35 @@ fn silence_of_most_hosts_pulls_the_brake() {
     assert_eq!(lab.placed("cart"), "h0:1 h1:1 h2:1 h3:1 h4:1");
 }
 
+/// Heartbeats come every two seconds, and not from all hosts at once.
+#[test]
+fn hosts_that_one_cut_silences_one_after_the_other_pull_the_brake() {
+    let mut lab = Lab::new(&["", "", "", "", ""]);
+    lab.apply(&spread(5, &[]));
+    lab.settle();
+    for n in 0..3 {
+        lab.dead.insert(host_id(n));
+        lab.round();
+    }
+    for _ in 0..20 {
+        assert_eq!(lab.round().lost, []);
+    }
+    assert!(lab.round().brake);
+    assert_eq!(lab.placed("cart"), "h0:1 h1:1 h2:1 h3:1 h4:1");
+    // One that is gone for longer than it takes to tell the others apart is lost by itself.
+    lab.dead.clear();
+    lab.settle();
+    lab.dead.insert(host_id(0));
+    for _ in 0..6 {
+        lab.round();
+    }
+    lab.dead.extend([host_id(1), host_id(2)]);
+    for _ in 0..4 {
+        lab.round();
+    }
+    assert_eq!(lab.placed("cart").split(' ').find(|at| at.starts_with("h0")), None);
+}
+
 #[test]
 fn a_new_leader_waits_before_it_calls_a_host_lost() {
     let mut lab = Lab::new(&["", ""]);
