@@ -4,12 +4,16 @@
 use crate::address::Pattern;
 use crate::app::{Folder, Grants, Invalid, Limits};
 use crate::manifest::grants::{full_path, patterns};
-use crate::manifest::limits::{cpu, deadline, memory};
+use crate::manifest::limits::{CONCURRENCY, OUTGOING_LEN, QUEUE_LEN, REUSE, body, cpu, deadline, log, memory};
 use crate::manifest::reader::{Cursor, Fields, Reader};
 use crate::manifest::{Problem, yaml};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// Bytes of a policy file.
 pub const POLICY_BYTES_MAX: usize = 1024 * 1024;
+/// Replicas of one actor on a host.
+const REPLICAS: RangeInclusive<u64> = 1..=1_000_000;
 
 /// `None` and `true` restrict nothing: what a file does not mention is left to the manifests.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,10 +30,48 @@ pub struct Policy {
     random: bool,
     wall_clock: bool,
     fine_clock: bool,
-    memory_bytes_max: Option<u64>,
-    deadline_ms_max: Option<u64>,
-    cpu_ms_max: Option<u64>,
+    /// The most that a limit may be, by its name.
+    limits_max: BTreeMap<&'static str, u64>,
+    replicas_max: Option<u64>,
 }
+
+/// What a text says, or why not and what to write.
+type Read = fn(&str) -> Result<u64, (String, &'static str)>;
+
+/// A limit that can be held down.
+struct Held {
+    name: &'static str,
+    /// For messages.
+    unit: &'static str,
+    asked: fn(&Limits) -> u64,
+    written: Written,
+}
+
+enum Written {
+    /// As a text with a unit of its own.
+    Amount(Read),
+    Count(RangeInclusive<u64>),
+}
+
+const fn amount(name: &'static str, unit: &'static str, read: Read, asked: fn(&Limits) -> u64) -> Held {
+    Held { name, unit, asked, written: Written::Amount(read) }
+}
+const fn count(name: &'static str, unit: &'static str, range: RangeInclusive<u64>, asked: fn(&Limits) -> u64) -> Held {
+    Held { name, unit, asked, written: Written::Count(range) }
+}
+
+const HELD: [Held; 10] = [
+    amount("memory", "bytes", memory, |limits| limits.memory_bytes),
+    amount("deadline", "ms", deadline, |limits| limits.deadline_ms),
+    amount("cpu", "ms", cpu, |limits| limits.cpu_ms),
+    count("queue", "invocations", QUEUE_LEN, |limits| limits.queue_len_max as u64),
+    amount("request", "bytes", body, |limits| limits.request_bytes_max),
+    amount("response", "bytes", body, |limits| limits.response_bytes_max),
+    amount("log", "bytes", log, |limits| limits.log_bytes_per_s),
+    count("outgoing", "requests", OUTGOING_LEN, |limits| limits.outgoing_len_max as u64),
+    count("reuse", "requests", REUSE, |limits| limits.reuse as u64),
+    count("concurrency", "requests", CONCURRENCY, |limits| limits.concurrency as u64),
+];
 
 /// A folder and all beneath it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,9 +95,8 @@ impl Default for Policy {
             random: true,
             wall_clock: true,
             fine_clock: true,
-            memory_bytes_max: None,
-            deadline_ms_max: None,
-            cpu_ms_max: None,
+            limits_max: BTreeMap::new(),
+            replicas_max: None,
         }
     }
 }
@@ -125,10 +166,25 @@ impl Policy {
         for folder in &grants.folders {
             why.extend(self.folder_refusal(folder, &folder.host));
         }
-        why.extend(over("memory", limits.memory_bytes, self.memory_bytes_max, "bytes"));
-        why.extend(over("deadline", limits.deadline_ms, self.deadline_ms_max, "ms"));
-        why.extend(over("cpu", limits.cpu_ms, self.cpu_ms_max, "ms"));
+        for held in HELD {
+            let max = self.limits_max.get(held.name).copied();
+            why.extend(over(held.name, (held.asked)(limits), max, held.unit));
+        }
         why
+    }
+
+    /// Why an actor with so many replicas on this host does not start here, if that is so.
+    pub fn replicas_refusal(&self, replicas: u32) -> Option<String> {
+        let max = self.replicas_max.filter(|max| u64::from(replicas) > *max)?;
+        Some(format!(
+            "{replicas} of its replicas are placed here, and the policy of this host allows {max}: spread them over more \
+             hosts"
+        ))
+    }
+
+    /// Of so many replicas, those that may run here at once.
+    pub fn replicas_allowed(&self, replicas: u32) -> u32 {
+        self.replicas_max.and_then(|max| u32::try_from(max).ok()).map_or(replicas, |max| replicas.min(max))
     }
 
     /// Why a program may not have what its caller gives it, if that is so.
@@ -255,22 +311,42 @@ fn allowed(at: &Cursor<'_>, reader: &mut Reader) -> Option<Allowed> {
 }
 
 fn limits(at: &Cursor<'_>, policy: &mut Policy, reader: &mut Reader) {
-    let Some(mut fields) = reader.fields(at, &["memory", "deadline", "cpu"]) else { return };
+    let known: Vec<&str> = ["replicas"].into_iter().chain(HELD.iter().map(|held| held.name)).collect();
+    let Some(mut fields) = reader.fields(at, &known) else { return };
     reader.refuse_empty(&fields);
-    let mut cap = |name, read: fn(&str) -> Result<u64, (String, &'static str)>| {
-        let at = fields.optional(name)?;
-        let text = reader.text(&at)?;
-        match read(&text) {
-            Ok(amount) => Some(amount),
-            Err((message, help)) => {
-                reader.report(&at.place(), message, help);
-                None
-            }
+    for held in HELD {
+        let Some(at) = fields.optional(held.name) else { continue };
+        let max = match held.written {
+            Written::Amount(read) => read_amount(&at, read, reader),
+            Written::Count(range) => within_range(&at, held.name, range, reader),
+        };
+        if let Some(max) = max {
+            policy.limits_max.insert(held.name, max);
         }
-    };
-    policy.memory_bytes_max = cap("memory", memory);
-    policy.deadline_ms_max = cap("deadline", deadline);
-    policy.cpu_ms_max = cap("cpu", cpu);
+    }
+    if let Some(at) = fields.optional("replicas") {
+        policy.replicas_max = within_range(&at, "replicas", REPLICAS, reader);
+    }
+}
+
+fn read_amount(at: &Cursor<'_>, read: Read, reader: &mut Reader) -> Option<u64> {
+    match read(&reader.text(at)?) {
+        Ok(amount) => Some(amount),
+        Err((message, help)) => {
+            reader.report(&at.place(), message, help);
+            None
+        }
+    }
+}
+
+fn within_range(at: &Cursor<'_>, name: &str, range: RangeInclusive<u64>, reader: &mut Reader) -> Option<u64> {
+    let count = reader.whole(at, *range.end())?;
+    if !range.contains(&count) {
+        let message = format!("{name} of {count} is out of range");
+        reader.report(&at.place(), message, format!("give {} to {}", range.start(), range.end()));
+        return None;
+    }
+    Some(count)
 }
 
 #[cfg(test)]
@@ -345,6 +421,45 @@ mod tests {
             ),
             Vec::<String>::new()
         );
+    }
+
+    #[test]
+    fn each_limit_can_be_held_down() {
+        let policy = parse(
+            "limits: {replicas: 10, queue: 9, request: 1MiB, response: 2MiB, log: 1KiB, outgoing: 3, reuse: 4, \
+             concurrency: 5}\n",
+        );
+        let limits = Limits { reuse: 5, concurrency: 6, ..Limits::default() };
+        assert_eq!(
+            policy.refusals(&Grants::default(), &limits),
+            [
+                "limits.queue is 1000 invocations, and the policy of this host allows 9: set limits.queue lower",
+                "limits.request is 67108864 bytes, and the policy of this host allows 1048576: set limits.request lower",
+                "limits.response is 1073741824 bytes, and the policy of this host allows 2097152: set limits.response lower",
+                "limits.log is 65536 bytes, and the policy of this host allows 1024: set limits.log lower",
+                "limits.outgoing is 64 requests, and the policy of this host allows 3: set limits.outgoing lower",
+                "limits.reuse is 5 requests, and the policy of this host allows 4: set limits.reuse lower",
+                "limits.concurrency is 6 requests, and the policy of this host allows 5: set limits.concurrency lower",
+            ]
+        );
+        let low = Limits {
+            queue_len_max: 9,
+            request_bytes_max: 1,
+            response_bytes_max: 1,
+            log_bytes_per_s: 1,
+            outgoing_len_max: 3,
+            reuse: 4,
+            concurrency: 5,
+            ..Limits::default()
+        };
+        assert_eq!(policy.refusals(&Grants::default(), &low), Vec::<String>::new());
+        assert_eq!((policy.replicas_refusal(10), policy.replicas_allowed(11)), (None, 10));
+        let why = policy.replicas_refusal(11).unwrap();
+        assert!(why.starts_with("11 of its replicas are placed here, and the policy of this host allows 10"), "{why}");
+        assert_eq!(Policy::default().replicas_allowed(11), 11);
+        let wrong = problems("limits: {replicas: 0, queue: 2000000}\n");
+        assert!(wrong.iter().any(|p| p.contains("limits.replicas: replicas of 0 is out of range")), "{wrong:?}");
+        assert!(wrong.iter().any(|p| p.contains("limits.queue")), "{wrong:?}");
     }
 
     #[test]

@@ -32,7 +32,7 @@ const DRIP: Duration = Duration::from_millis(200);
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// What a hostile actor is asked for; the last two are attacks of its clients.
-const ATTACKS: [(&str, &str); 9] = [
+const ATTACKS: [(&str, &str); 12] = [
     ("trap", "/trap"),
     ("loop", "/loop"),
     ("memory", "/memory?then=loop"),
@@ -40,6 +40,9 @@ const ATTACKS: [(&str, &str); 9] = [
     ("flood of calls", "/flood?of=clock"),
     ("flood of waits", "/flood?of=poll"),
     ("flood of log", "/flood?of=log"),
+    ("hoard of headers", "/hoard?of=headers"),
+    ("hoard of bodies", "/hoard?of=bodies"),
+    ("hoard of handles", "/hoard?of=handles"),
     ("slow head", ""),
     ("endless body", "/echo"),
 ];

@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use telemetry::{Scrape, Telemetry};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// Bytes of artifacts kept; at half of it, what nothing names goes at once.
@@ -191,6 +191,7 @@ impl Agent {
             pulse: Arc::default(),
             telemetry,
             doors: Arc::default(),
+            fetches: Arc::new(Semaphore::new(start::FETCHES_MAX)),
         };
         let (commands, received) = mpsc::channel(16);
         let ends = answer::serve(&parts, &identity, commands.clone()).await?;

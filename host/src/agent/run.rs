@@ -20,8 +20,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 const BEAT_MS_DEFAULT: u32 = 2_000;
-/// Components brought up at once.
-const STARTS_MAX: usize = 4;
+/// Components brought up at once. Most of them wait: for their bytes, or for their turn to be compiled, each of which has
+/// bounds of its own; what needs neither must not wait behind them.
+const STARTS_MAX: usize = 1_024;
 /// Time for requests under way when a component is stopped or replaced.
 const DRAIN: Duration = Duration::from_secs(30);
 /// As long as any invocation may take.

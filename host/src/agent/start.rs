@@ -16,7 +16,7 @@ use bus::Bus;
 use proto::app::{Actor, App, Component, Kind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 /// What every component of a host shares.
 #[derive(Clone)]
@@ -32,7 +32,12 @@ pub(super) struct Parts {
     pub(super) pulse: Arc<Pulse>,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) doors: Arc<Doors>,
+    /// The right to fetch: few at once.
+    pub(super) fetches: Arc<Semaphore>,
 }
+
+/// Components that are fetched at once.
+pub(super) const FETCHES_MAX: usize = 4;
 
 impl Parts {
     /// The component, ready to be called. The error is for people: what failed, and the next step.
@@ -52,8 +57,13 @@ impl Parts {
         actor: &Actor,
     ) -> Result<Instance, String> {
         let digest = actor.digest.clone().ok_or("its image was not resolved; apply the app again")?;
-        fetch::fetch(&self.bus, &self.artifacts, &digest).await.map_err(|e| e.to_string())?;
+        if !self.artifacts.has(&digest) {
+            let _few = self.fetches.acquire().await;
+            fetch::fetch(&self.bus, &self.artifacts, &digest).await.map_err(|e| e.to_string())?;
+        }
         self.share.offer(&digest).await;
+        let file = self.artifacts.file(&digest).ok().flatten();
+        let len = file.and_then(|file| file.metadata().ok()).map_or(0, |meta| meta.len());
         let (store, wants) = (self.artifacts.clone(), digest.clone());
         let source: Source = Arc::new(move || match store.read(&wants) {
             Ok(Some(bytes)) => Ok(bytes),
@@ -61,7 +71,7 @@ impl Parts {
             Err(e) => Err(std::io::Error::other(e)),
         });
         let bytes = source.clone();
-        let module = self.engine.load(&digest, move || bytes()).await.map_err(|e| e.to_string())?;
+        let module = self.engine.load_sized(&digest, len, move || bytes()).await.map_err(|e| e.to_string())?;
         let imports = Table::new(wanted.app.clone(), key.1.clone(), self.running.clone(), self.bus.clone());
         let spec = Spec {
             app: key.0.clone(),

@@ -177,6 +177,7 @@ impl Scrape {
         let cut = [
             ([("why", "handshake")], Value::Count(meter.handshakes_failed.get())),
             ([("why", "stalled")], Value::Count(meter.stalled.get())),
+            ([("why", "crowded")], Value::Count(meter.crowded.get())),
         ];
         page.family("lattice_ingress_connections_cut", "Connections ended because of what the client did", cut)?;
         let refused = [

@@ -2,18 +2,17 @@
 //! that has answered before; as many at once as it has replicas here, each within its limits.
 
 use super::batch::Batch;
-use super::dynamic;
+use super::env::env;
 use super::gate::{Closed, Entry, Gate, Permit};
-use super::granted::Granted;
 use super::idle::Warm;
 use super::lane::{Habit, Laned, Spent, Work};
 use super::many::Many;
 use super::mapped::{Linked, Mapped, Source};
 use super::module::{Export, Module, without_version};
-use super::outgoing::forbidden_headers;
-use super::output::{Log, Rate};
-use super::state::{Env, HEADER_BYTES_MAX, State};
-use super::{Engine, Error, config, failed, glue, lane, later};
+use super::output::Log;
+use super::slots::{self, Slot};
+use super::state::{Env, State};
+use super::{Engine, Error, config, dynamic, failed, glue, lane, later};
 use crate::call::{CallError, LinkContext, Serve};
 use crate::capability::{Imports, LogSink};
 use crate::holding::Holding;
@@ -29,11 +28,9 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
 use wasmtime::component::{Accessor, Val};
 use wasmtime::{Store, UpdateDeadline};
-use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 
 /// What an actor is to run as.
@@ -86,6 +83,10 @@ pub(super) struct Shared {
     /// Among all actors that this engine has ever prepared.
     number: u64,
     gate: Arc<Gate>,
+    /// Its instances among those that may be alive.
+    slots: Arc<slots::Share>,
+    /// What one call may pass to the host.
+    call_bytes_max: usize,
     habit: Arc<Habit>,
     requests: AtomicU64,
     /// By `CallError::CODES`.
@@ -103,13 +104,20 @@ impl Actor {
         let wasm = module.component.engine().clone();
         let is_service = module.exports.contains_key(later::HANDLER);
         let at_once = at_once(replicas, &env.limits, is_service);
+        let number = inner.actors.fetch_add(1, Ordering::Relaxed);
+        let call_bytes_max = match module.passes_values() {
+            true => VALUES_BYTES_MAX,
+            false => usize::try_from(env.limits.memory_bytes).unwrap_or(usize::MAX).min(CALL_BYTES_MAX),
+        };
         let shared = Shared {
             env: Arc::new(env),
             engine: engine.clone(),
             is_later: !wasmtime::Engine::same(&wasm, &inner.engine),
             wasm,
-            number: inner.actors.fetch_add(1, Ordering::Relaxed),
+            number,
             gate: Gate::new(at_once),
+            slots: inner.slots.share(number, module.weight()),
+            call_bytes_max,
             habit: Arc::default(),
             requests: AtomicU64::new(0),
             errors: Default::default(),
@@ -174,6 +182,7 @@ impl Actor {
 
     /// More take effect at once, fewer as the running invocations end.
     pub fn set_replicas(&self, replicas: u32) {
+        let replicas = self.shared.policy().replicas_allowed(replicas);
         self.shared.gate.set_limit(at_once(replicas, &self.shared.env.limits, self.is_service));
     }
 
@@ -264,10 +273,13 @@ impl Actor {
     ) -> Result<Vec<Val>, CallError> {
         let mut run = self.shared.enter(deadline, entering).await?;
         run.store.data_mut().caused_by(origin);
+        let held = run.store.data_mut().limiter.hold(dynamic::weight(&params));
+        let held = held.map_err(|refused| failed::no_room(&self.shared.env, refused))?;
         let (shared, pre, index) = (self.shared.clone(), linked.pre.clone(), export.index);
         let mut results = vec![Val::Bool(false); export.results.len()];
         let until = Until::of(&run);
         let work = async move {
+            let _held = held;
             let call = async {
                 let instance = pre.instantiate_async(&mut run.store).await?;
                 let func = instance.get_func(&mut run.store, index).ok_or_else(lost)?;
@@ -315,6 +327,11 @@ fn at_once(replicas: u32, limits: &Limits, is_service: bool) -> u32 {
     if is_service { replicas.saturating_mul(limits.concurrency) } else { replicas }
 }
 
+/// What a guest may pass to the host in one call. Values of a link take many times their own size.
+const CALL_BYTES_MAX: usize = 16 * 1024 * 1024;
+const VALUES_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Handles of all kinds that one instance may have, those among its own parts included.
+const COMPONENT_HANDLES_MAX: usize = 10_000;
 /// A week: further ahead, clocks overflow.
 const DEADLINE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 /// Names listed in a message.
@@ -332,32 +349,6 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-fn env(engine: &Engine, spec: Spec) -> Result<Env, Error> {
-    let label = format!("{}/{}", spec.app, spec.actor);
-    let inner = &engine.inner;
-    let granted = Granted::new(&label, spec.grants, &spec.limits, &inner.policy, inner.bus.clone())?;
-    let outgoing_len_max = usize::try_from(spec.limits.outgoing_len_max).unwrap_or(usize::MAX);
-    let mut http = WasiHttpCtx::new();
-    http.set_field_size_limit(HEADER_BYTES_MAX);
-    Ok(Env {
-        app: spec.app.to_string(),
-        actor: spec.actor.to_string(),
-        label,
-        config: spec.config,
-        granted,
-        outgoing: Arc::new(Semaphore::new(outgoing_len_max.min(Semaphore::MAX_PERMITS))),
-        log_rate: Rate::new(spec.limits.log_bytes_per_s, Instant::now()),
-        limits: spec.limits,
-        imports: spec.imports,
-        logs: spec.logs,
-        budget: engine.inner.budget.clone(),
-        holding: spec.holding,
-        idle: Arc::downgrade(&engine.inner.idle),
-        forbidden: forbidden_headers(),
-        http,
-    })
-}
-
 /// One invocation: what it runs in, and its rights to run. The store goes first, so that its slot is free before
 /// another may take it.
 pub(super) struct Run {
@@ -365,7 +356,7 @@ pub(super) struct Run {
     pub(super) deadline: Instant,
     /// Requests that its instance has answered before.
     served: u32,
-    slot: OwnedSemaphorePermit,
+    slot: Slot,
     _permit: Permit,
     _running: Counted,
 }
@@ -402,6 +393,9 @@ impl Until {
 
 /// At a tick of the clock, in a guest that computes: it has had all its time, or its turn is over, or it goes on.
 fn on_tick(state: &State) -> wasmtime::Result<UpdateDeadline> {
+    if state.is_over {
+        return Err(failed::KeepsTooMuch.into());
+    }
     let spent = state.spent.now();
     if spent > Duration::from_millis(state.env().limits.cpu_ms) {
         return Err(failed::CpuSpent.into());
@@ -466,7 +460,8 @@ impl Shared {
     /// Keeps an instance that has answered for the next request, if it may have one and nothing is left of this.
     pub(super) fn keep(&self, mut run: Run, proxy: Proxy) {
         let served = run.served.saturating_add(1);
-        if served < self.env.limits.reuse && run.store.data_mut().is_done() {
+        let is_wanted = self.engine.inner.slots.is_wanted();
+        if served < self.env.limits.reuse && !is_wanted && run.store.data_mut().is_done() {
             let warm = Warm { store: run.store, proxy, served, slot: run.slot };
             self.engine.inner.idle.put(self.number, warm, Instant::now());
         }
@@ -494,6 +489,8 @@ impl Shared {
         })?;
         let mut store = Store::new(&self.wasm, state);
         store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(self.call_bytes_max);
+        store.set_max_component_handles(COMPONENT_HANDLES_MAX);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| on_tick(store.data()));
         let running = Counted::new(&engine.running);
@@ -529,10 +526,9 @@ impl Shared {
         }
     }
 
-    async fn slot(&self, deadline: Instant, entering: Entering) -> Result<OwnedSemaphorePermit, CallError> {
-        let slots = &self.engine.inner.slots;
+    async fn slot(&self, deadline: Instant, entering: Entering) -> Result<Slot, CallError> {
         loop {
-            if let Ok(slot) = slots.clone().try_acquire_owned() {
+            if let Some(slot) = self.slots.take() {
                 return Ok(slot);
             }
             // Whoever only waits makes room.
@@ -540,16 +536,23 @@ impl Shared {
                 break;
             }
         }
+        let queue_len_max = usize::try_from(self.env.limits.queue_len_max).unwrap_or(usize::MAX);
         if entering == Entering::First
-            && let Ok(Ok(slot)) = timeout_at(deadline.into(), Semaphore::acquire_owned(slots.clone())).await
+            && let Some(place) = self.slots.wait(queue_len_max)
+            && let Ok(Ok(slot)) = timeout_at(deadline.into(), place).await
         {
             return Ok(slot);
         }
-        Err(CallError::Overloaded(format!(
-            "actor {}: this host runs {} instances, as many as it can; add hosts or try again",
-            self.env.label,
-            self.engine.instances_max()
-        )))
+        let (label, max, held) = (&self.env.label, self.engine.instances_max(), self.slots.held());
+        Err(CallError::Overloaded(match self.slots.is_beyond() {
+            true => format!(
+                "actor {label} has {held} of the {max} instances that this host can run, as many as are left for all \
+                 others; add hosts or try again"
+            ),
+            false => {
+                format!("actor {label}: this host runs {max} instances, as many as it can; add hosts or try again")
+            }
+        }))
     }
 
     /// An invocation, in the lane where it belongs.

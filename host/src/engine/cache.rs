@@ -8,15 +8,17 @@ use sha2::{Digest as _, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// Compiled code kept on disk; over it, what was loaded longest ago goes.
+/// Compiled code kept on disk, and the share of what the disk has free for it; over either, what was loaded longest ago
+/// goes.
 const CACHE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+const DISK_SHARE: u64 = 4;
 /// The folder is gone through each time so much was added to it: not at each of thousands of files.
 const LOOK_BYTES: u64 = CACHE_BYTES_MAX / 64;
 const KEY_BYTES: usize = 32;
@@ -37,9 +39,7 @@ pub(super) struct Cache {
 impl Cache {
     pub(super) fn open(dir: &Path, engine: &Engine) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        if fs::metadata(dir)?.permissions().mode() & 0o022 != 0 {
-            return Err(io::Error::other("other users can write to it: chmod go-w"));
-        }
+        check_owner(dir)?;
         let key = read_or_make_key(dir)?;
         let cache = Self {
             dir: dir.to_owned(),
@@ -89,14 +89,31 @@ impl Cache {
         }
         self.added.store(0, Ordering::Relaxed);
         // The engine for 0.3 adds to the same folder by a count of its own.
-        self.shrink(CACHE_BYTES_MAX - 2 * LOOK_BYTES)
+        self.shrink(CACHE_BYTES_MAX - 2 * LOOK_BYTES, free_bytes(&self.dir))
     }
 
-    /// Removes the compiled code of a component, if there is any.
-    pub(super) fn forget(&self, digest: &Digest) {
-        let path = self.path(digest);
-        let _ = fs::remove_file(path.with_extension("mac"));
-        let _ = fs::remove_file(path);
+    /// Whether there is code of this component for another setup.
+    pub(super) fn has_other(&self, digest: &Digest) -> bool {
+        let own = self.path(digest);
+        self.of(digest).is_ok_and(|all| all.iter().any(|path| path.extension() == own.extension() && *path != own))
+    }
+
+    /// Removes what there is of a component that nobody names any more.
+    pub(super) fn forget(&self, digest: &Digest) -> io::Result<()> {
+        self.of(digest)?.iter().try_for_each(fs::remove_file)
+    }
+
+    /// The files of one component, for whichever setup.
+    fn of(&self, digest: &Digest) -> io::Result<Vec<PathBuf>> {
+        let start = format!("{}-", digest.hex());
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(&start)) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -147,8 +164,9 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes what was wanted longest ago until the rest is at most `bytes_max`.
-    fn shrink(&self, bytes_max: u64) -> io::Result<()> {
+    /// Removes what was wanted longest ago until the rest is at most `bytes_max`, and no more than its share of what
+    /// the disk would have free without it.
+    fn shrink(&self, bytes_max: u64, disk_free: Option<u64>) -> io::Result<()> {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
@@ -161,6 +179,7 @@ impl Cache {
         }
         files.sort();
         let mut bytes = files.iter().map(|(_, len, _)| len).sum::<u64>();
+        let bytes_max = disk_free.map_or(bytes_max, |free| bytes_max.min(free.saturating_add(bytes) / DISK_SHARE));
         for (_, len, path) in files {
             if bytes <= bytes_max {
                 break;
@@ -179,6 +198,34 @@ fn map(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
     // SAFETY: the file was made by `Component::serialize` in a process of this host: its keyed checksum was verified
     // by the only caller. It is in a folder of mode 0700, and files in it are replaced whole, never changed in place.
     unsafe { Component::deserialize_file(engine, path) }
+}
+
+/// Loads code from memory, for when it could not be kept.
+#[allow(unsafe_code, reason = "the same exception: code that our own child has just made, and nobody else has touched")]
+pub(super) fn of_child(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: the only caller has these bytes from the child process that it started itself, of this very program, with an
+    // engine of the same setup: they are what `precompile_component` gave, and came by a pipe that no other process has.
+    unsafe { Component::deserialize(engine, code) }
+}
+
+/// What is loaded from the folder runs as this process: nobody else may have a say in it.
+fn check_owner(dir: &Path) -> io::Result<()> {
+    let meta = fs::metadata(dir)?;
+    if meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("it is another user's folder: name one of this user's"));
+    }
+    match meta.permissions().mode() {
+        // What they may have put there nobody knows.
+        mode if mode & 0o022 != 0 => Err(io::Error::other("other users can write to it: chmod go-w")),
+        mode if mode & 0o077 != 0 => fs::set_permissions(dir, fs::Permissions::from_mode(0o700)),
+        _ => Ok(()),
+    }
+}
+
+/// What this process may still write where the folder is.
+fn free_bytes(dir: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(dir).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// The host's own key: made once, readable by nobody else. Two processes that start at once agree on one.
@@ -236,4 +283,57 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(s, "{b:02x}");
         s
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn cache(dir: &Path) -> Cache {
+        Cache::open(dir, &Engine::default()).unwrap()
+    }
+
+    #[test]
+    fn what_was_wanted_longest_ago_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        let digests: Vec<_> = (0..4_u8).map(|n| Digest::of(&[n])).collect();
+        for (at, digest) in digests.iter().enumerate() {
+            cache.store(digest, &[0; 1_000]).unwrap();
+            let file = File::options().write(true).open(cache.path(digest)).unwrap();
+            let age = Duration::from_secs(100 - u64::try_from(at).unwrap());
+            file.set_modified(SystemTime::now() - age).unwrap();
+        }
+        let left = || digests.iter().map(|digest| cache.path(digest).exists()).collect::<Vec<_>>();
+        cache.shrink(4_000, None).unwrap();
+        assert_eq!(left(), [true; 4]);
+        cache.shrink(3_500, Some(u64::MAX)).unwrap();
+        assert_eq!(left(), [false, true, true, true]);
+        assert!(!cache.path(&digests[0]).with_extension("mac").exists());
+        // A quarter of 5,000 free bytes and the 3,000 that it has.
+        cache.shrink(4_000, Some(5_000)).unwrap();
+        assert_eq!(left(), [false, false, true, true]);
+        cache.forget(&digests[2]).unwrap();
+        assert_eq!(left(), [false, false, false, true]);
+        cache.shrink(0, None).unwrap();
+        assert_eq!(left(), [false; 4]);
+    }
+
+    #[test]
+    fn a_folder_that_others_can_see_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        cache(dir.path());
+        assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        // Another's: who is root can make one, who is not finds one.
+        let other = match rustix::process::geteuid().is_root() {
+            true => {
+                std::os::unix::fs::chown(dir.path(), Some(1), None).unwrap();
+                dir.path()
+            }
+            false => Path::new("/"),
+        };
+        assert!(check_owner(other).unwrap_err().to_string().contains("another user's folder"));
+    }
 }

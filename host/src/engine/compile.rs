@@ -3,7 +3,8 @@
 //! who runs here nothing but idle processors, and one that breaks the compiler breaks the child. What it gives goes into
 //! this host's cache, which signs it, and is loaded from there like any other.
 //!
-//! Where no child can be started (tests, a machine that allows none), the same is done in this process.
+//! Where no child can be started the component waits: it is never compiled in the process that serves, unless no
+//! compiler was set up at all (tests).
 
 use super::{Error, cache, config, not_component};
 use proto::app::Digest;
@@ -20,7 +21,9 @@ pub const ARGUMENT: &str = "compile-component";
 
 /// Processor time of one compilation, and time on the wall: a busy machine makes it wait.
 const CPU_S_MAX: u64 = 300;
-const WALL_MAX: Duration = Duration::from_secs(1_800);
+const WALL_MAX: Duration = Duration::from_secs(600);
+/// From being told that its time is over until it is ended.
+const CPU_S_GRACE: u64 = 5;
 /// Memory of the child: half of what this process may have, within these.
 const MEMORY_BYTES: std::ops::RangeInclusive<u64> = (24 << 20)..=(4 << 30);
 /// Its address space, of which it reserves more than it uses.
@@ -52,58 +55,62 @@ impl Compiler {
     }
 
     /// Compiled code for an engine of this setup. Blocks.
-    pub(super) fn compile(&self, digest: &Digest, bytes: &[u8], setup: &str) -> Result<Vec<u8>, Failed> {
+    pub(super) fn compile(&self, digest: &Digest, bytes: &[u8], setup: &str) -> Result<Vec<u8>, Error> {
+        let not_now = |reason: String| Error::NoCompiler { digest: digest.clone(), reason };
+        let none = |e: io::Error| not_now(format!("no process can be started for it ({e})"));
         let memory = memory_bytes(config::machine_memory_bytes());
         let mut command = Command::new(&self.program);
         command.arg(ARGUMENT).arg(setup).arg(memory.to_string());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).env_clear();
-        let mut child = command.spawn().map_err(Failed::NoChild)?;
+        let mut child = command.spawn().map_err(none)?;
         // It reads everything before it writes anything; one that died is told by how it ended.
         if let Some(mut to) = child.stdin.take() {
             let _ = to.write_all(bytes);
         }
         let mut said = Vec::new();
         let read = child.stdout.take().map(|from| from.take(CODE_BYTES_MAX + 2).read_to_end(&mut said));
-        let ended = child.wait().map_err(Failed::NoChild)?;
+        let ended = child.wait().map_err(none)?;
         let is_whole = matches!(read, Some(Ok(_))) && said.len() as u64 <= CODE_BYTES_MAX;
         match (said.first().copied(), ended.success()) {
             (Some(CODE), true) if is_whole => Ok(said.split_off(1)),
             (Some(REFUSED), true) => {
                 let reason = not_component(bytes, &String::from_utf8_lossy(&said[1..]));
-                Err(Failed::Refused(Error::NotComponent { digest: digest.clone(), reason }))
+                Err(Error::NotComponent { digest: digest.clone(), reason })
             }
-            (None, true) => Err(Failed::NoChild(io::Error::other("it is of another version"))),
-            _ => Err(Failed::Refused(Error::Compile { digest: digest.clone(), reason: why(ended, memory) })),
+            (None, true) => Err(not_now("its compiler is of another version".to_owned())),
+            _ => match why(ended, memory) {
+                Why::Component(reason) => Err(Error::Compile { digest: digest.clone(), reason }),
+                Why::Machine(reason) => Err(not_now(reason)),
+            },
         }
     }
 }
 
-/// Why there is no code.
-pub(super) enum Failed {
-    /// The component's fault.
-    Refused(Error),
-    /// There was no child that could: this process may try.
-    NoChild(io::Error),
+/// Whose fault it is that there is no code.
+#[derive(Debug, PartialEq, Eq)]
+enum Why {
+    Component(String),
+    /// Another time it may go well.
+    Machine(String),
 }
 
-fn why(ended: ExitStatus, memory: u64) -> String {
+fn why(ended: ExitStatus, memory: u64) -> Why {
     const ABORTED: i32 = libc::SIGABRT;
     const TOO_LONG: i32 = libc::SIGXCPU;
     const KILLED: i32 = libc::SIGKILL;
     match (ended.signal(), ended.code()) {
-        (Some(ABORTED), _) => format!("it takes more than {} MiB of memory; make it smaller", memory >> 20),
-        (Some(TOO_LONG | KILLED), _) => {
-            format!(
-                "it takes more than {CPU_S_MAX} s of processor time, or this machine ran out of memory; make it smaller"
-            )
+        (Some(ABORTED), _) => {
+            Why::Component(format!("it takes more than {} MiB of memory; make it smaller", memory >> 20))
         }
-        (None, Some(code)) if code == i32::from(LATE) => {
-            format!(
-                "it was not done after {} minutes; try again when the machine is less busy",
-                WALL_MAX.as_secs() / 60
-            )
+        (Some(TOO_LONG), _) => {
+            Why::Component(format!("it takes more than {CPU_S_MAX} s of processor time; make it smaller"))
         }
-        _ => format!("the compiler broke ({ended})"),
+        (Some(KILLED), _) => Why::Machine("its compiler was killed, as when a machine runs out of memory".to_owned()),
+        (None, Some(code)) if code == i32::from(LATE) => Why::Machine(format!(
+            "it was not done after {} minutes, since the machine is busy",
+            WALL_MAX.as_secs() / 60
+        )),
+        _ => Why::Component(format!("the compiler broke ({ended})")),
     }
 }
 
@@ -161,11 +168,16 @@ fn within_bounds(memory: u64) -> io::Result<()> {
     // Where memory runs out all the same, this process goes, and not the host that started it.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let space = memory.max(SPACE_BYTES_MIN);
-    let bounds = [(Resource::Data, memory), (Resource::As, space), (Resource::Cpu, CPU_S_MAX), (Resource::Core, 0)];
-    for (resource, most) in bounds {
+    let bounds = [
+        (Resource::Data, memory, 0),
+        (Resource::As, space, 0),
+        (Resource::Cpu, CPU_S_MAX, CPU_S_GRACE),
+        (Resource::Core, 0, 0),
+    ];
+    for (resource, most, grace) in bounds {
         let Rlimit { maximum, .. } = getrlimit(resource);
-        let most = maximum.map_or(most, |maximum| maximum.min(most));
-        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+        let within = |most: u64| Some(maximum.map_or(most, |maximum| maximum.min(most)));
+        setrlimit(resource, Rlimit { current: within(most), maximum: within(most + grace) })?;
     }
     std::thread::Builder::new().name("late".into()).spawn(|| {
         std::thread::sleep(WALL_MAX);
@@ -181,10 +193,16 @@ mod tests {
     #[test]
     fn how_a_child_ended_is_told_by_what_to_do() {
         let ended = ExitStatus::from_raw;
-        assert_eq!(why(ended(libc::SIGABRT), 1 << 30), "it takes more than 1024 MiB of memory; make it smaller");
-        assert!(why(ended(libc::SIGXCPU), 1).starts_with("it takes more than 300 s of processor time"));
-        assert!(why(ended(i32::from(LATE) << 8), 1).starts_with("it was not done after 30 minutes"));
-        assert!(why(ended(libc::SIGSEGV), 1).starts_with("the compiler broke (signal: 11"));
+        let component = |ended, text: &str| match why(ended, 1 << 30) {
+            Why::Component(reason) => assert!(reason.starts_with(text), "{reason}"),
+            other => panic!("{other:?}"),
+        };
+        component(ended(libc::SIGABRT), "it takes more than 1024 MiB of memory; make it smaller");
+        component(ended(libc::SIGXCPU), "it takes more than 300 s of processor time");
+        component(ended(libc::SIGSEGV), "the compiler broke (signal: 11");
+        for ended in [ended(libc::SIGKILL), ended(i32::from(LATE) << 8)] {
+            assert!(matches!(why(ended, 1), Why::Machine(_)), "{ended}");
+        }
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub(super) const STACK_BYTES_MAX: usize = 512 * 1024;
 pub(super) const CORE_INSTANCES_MAX: u32 = 64;
 pub(super) const TABLES_MAX: u32 = 64;
 pub(super) const MEMORIES_MAX: u32 = 16;
+/// Memories and tables for each instance that may be alive; one that has more counts as several.
+pub(super) const MEMORIES_PER_SLOT: u32 = 2;
+pub(super) const TABLES_PER_SLOT: u32 = 8;
 /// Elements of one table.
 pub(super) const TABLE_ELEMENTS_MAX: usize = 100_000;
 
@@ -123,6 +126,10 @@ pub(super) fn wasmtime_config(pool: Option<Size>, kind: Kind) -> wasmtime::Confi
         .strategy(Strategy::Cranelift)
         .cranelift_opt_level(OptLevel::Speed)
         .wasm_component_model(true)
+        // Nobody's toolchain needs it, and each access of such a memory is checked by more code.
+        .wasm_memory64(false)
+        // The same answers on every machine.
+        .relaxed_simd_deterministic(true)
         // Calls are about three times cheaper without the tables of 0.3.
         .concurrency_support(kind == Kind::Later)
         .wasm_component_model_async(kind == Kind::Later)
@@ -142,9 +149,10 @@ fn pooling(size: Size) -> PoolingAllocationConfig {
     let n = size.instances;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(n.saturating_mul(2))
-        .total_core_instances(n.saturating_mul(16))
-        .total_memories(n.saturating_mul(2))
-        .total_tables(n.saturating_mul(8))
+        // These are only counted; memories and tables have a place each.
+        .total_core_instances(n.saturating_mul(CORE_INSTANCES_MAX))
+        .total_memories(n.saturating_mul(MEMORIES_PER_SLOT))
+        .total_tables(n.saturating_mul(TABLES_PER_SLOT))
         .total_stacks(n)
         .max_core_instances_per_component(CORE_INSTANCES_MAX)
         .max_memories_per_component(MEMORIES_MAX)

@@ -3,6 +3,7 @@
 //! the actor is prepared, not when it is called.
 
 use super::among;
+use super::failed::no_room;
 use super::module::without_version;
 use super::state::State;
 use crate::call::CallError;
@@ -33,6 +34,25 @@ pub(super) fn is_plain(ty: &Type) -> bool {
         }
         _ => true,
     }
+}
+
+/// Memory that these values take, in bytes.
+pub(super) fn weight(vals: &[Val]) -> usize {
+    let behind = |val: &Val| match val {
+        Val::String(text) | Val::Enum(text) => text.len(),
+        Val::List(vals) | Val::FixedLengthList(vals) | Val::Tuple(vals) => weight(vals),
+        Val::Record(fields) => fields.iter().map(|(name, val)| name.len() + weight(std::slice::from_ref(val))).sum(),
+        Val::Variant(name, val) => name.len() + val.as_deref().map_or(0, |val| weight(std::slice::from_ref(val))),
+        Val::Option(val) | Val::Result(Ok(val) | Err(val)) => {
+            val.as_deref().map_or(0, |val| weight(std::slice::from_ref(val)))
+        }
+        Val::Flags(names) => names.iter().map(|name| name.len() + size_of::<String>()).sum(),
+        Val::Map(pairs) => {
+            pairs.iter().map(|(key, val)| weight(std::slice::from_ref(key)) + weight(std::slice::from_ref(val))).sum()
+        }
+        _ => 0,
+    };
+    size_of_val(vals) + vals.iter().map(behind).sum::<usize>()
 }
 
 /// A function of an imported interface.
@@ -88,13 +108,16 @@ impl Import {
         let link = state.link_context(LINK_NAME_DEFAULT);
         let imports = state.env().imports.clone();
         among::untie(state);
+        let failed = |e| Failed { call: format!("{}.{}", self.interface, self.function), e };
+        let held = store.data_mut().limiter.hold(weight(params));
+        let _held = held.map_err(|refused| failed(no_room(store.data().env(), refused)))?;
         let answer = async {
             let params = encode_vals(params, &self.params)?;
             let to = imports.dynamic(&self.interface, LINK_NAME_DEFAULT)?;
             let answer = to.serve(&link, &self.interface, &self.function, params).await?;
             decode_vals(&answer, &self.results)
         };
-        let vals = answer.await.map_err(|e| Failed { call: format!("{}.{}", self.interface, self.function), e })?;
+        let vals = answer.await.map_err(failed)?;
         for (to, val) in results.iter_mut().zip(vals) {
             *to = val;
         }

@@ -5,8 +5,9 @@ use super::config::STACK_BYTES_MAX;
 use super::dynamic::Failed;
 use super::guard::Denied;
 use super::limiter::Refused;
-use super::state::Env;
+use super::state::{Env, RESOURCES_MAX};
 use crate::call::CallError;
+use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
@@ -15,8 +16,30 @@ use wasmtime_wasi::I32Exit;
 #[error("its processor time is used up")]
 pub(super) struct CpuSpent;
 
+/// It left more with the host than it may.
+#[derive(Debug, thiserror::Error)]
+#[error("headers and bodies that the host keeps for it")]
+pub(super) struct KeepsTooMuch;
+
 /// How the engine's own error begins when a component is made of more instances than it may be.
 const TOO_MANY_INSTANCES: &str = "resource limit exceeded: instance count";
+
+/// Of an error that a guest gave for an answer, what is passed on.
+const ANSWERED_BYTES_MAX: usize = 1_024;
+/// What it says when one call passes more to the host than it may.
+const TOO_MUCH_AT_ONCE: &str = "fuel allocated for hostcalls has been exhausted";
+
+pub(super) fn no_room(env: &Env, refused: Refused) -> CallError {
+    let label = &env.label;
+    CallError::Overloaded(match refused {
+        Refused::Share => format!(
+            "actor {label} has {} of this host's memory for actors, as much as is left for all others; add hosts or try \
+             again",
+            bytes_text(env.memory.held())
+        ),
+        _ => format!("actor {label}: the memory of this host for actors is used up; add hosts or try again"),
+    })
+}
 
 pub(super) fn explain(env: &Env, refused: Option<Refused>, e: &wasmtime::Error) -> CallError {
     let (label, limits) = (&env.label, &env.limits);
@@ -44,9 +67,9 @@ pub(super) fn explain(env: &Env, refused: Option<Refused>, e: &wasmtime::Error) 
     };
     let reason = reason.strip_prefix("wasm trap: ").unwrap_or(&reason);
     match refused {
-        Some(Refused::Budget) => CallError::Overloaded(format!(
-            "actor {label}: the memory of this host for actors is used up; add hosts or try again ({reason}{place})"
-        )),
+        Some(refused @ (Refused::Budget | Refused::Share)) => {
+            CallError::Overloaded(format!("{} ({reason}{place})", no_room(env, refused)))
+        }
         Some(Refused::Limit) => CallError::Trapped(format!(
             "actor {label} wanted more than its {} of memory; raise limits.memory ({reason}{place})",
             bytes_text(limits.memory_bytes)
@@ -59,8 +82,21 @@ pub(super) fn explain(env: &Env, refused: Option<Refused>, e: &wasmtime::Error) 
             "actor {label} is made of more core instances than its {}; raise limits.instances ({reason})",
             limits.instances_max
         )),
+        None if reason.ends_with(TOO_MUCH_AT_ONCE) => CallError::Trapped(format!(
+            "actor {label} passed too much to the host in one call; pass it in pieces{place}"
+        )),
+        None if matches!(e.downcast_ref(), Some(ResourceTableError::Full)) => CallError::Trapped(format!(
+            "actor {label} has more than {RESOURCES_MAX} handles; drop those that are done with{place}"
+        )),
         None => CallError::Trapped(format!("actor {label} trapped: {reason}{place}")),
     }
+}
+
+/// An error that the guest gave for an answer, whose text is as long as it likes.
+pub(super) fn answered(label: &str, code: &impl std::fmt::Display) -> CallError {
+    let text = code.to_string();
+    let shown = &text[..text.floor_char_boundary(ANSWERED_BYTES_MAX)];
+    CallError::Trapped(format!("actor {label} answered with an error: {shown}"))
 }
 
 /// " in function f", or as much as the component says.

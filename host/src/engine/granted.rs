@@ -7,7 +7,7 @@ use proto::app::{Folder, Grants, Limits};
 use proto::policy::Policy;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
@@ -44,13 +44,14 @@ impl Granted {
     pub(super) fn new(
         label: &str,
         grants: Grants,
-        limits: &Limits,
+        (limits, replicas): (&Limits, u32),
         policy: &Policy,
         bus: BusAddresses,
     ) -> Result<Self, Error> {
         let refuse = |reasons: Vec<String>| Error::Policy { actor: label.to_owned(), reasons: reasons.join("; ") };
         let broken = |reason: String| Error::Grant { actor: label.to_owned(), reason };
-        let reasons = policy.refusals(&grants, limits);
+        let mut reasons = policy.refusals(&grants, limits);
+        reasons.extend(policy.replicas_refusal(replicas));
         if !reasons.is_empty() {
             return Err(refuse(reasons));
         }
@@ -81,7 +82,7 @@ impl Granted {
 
     /// Whether its connection may go to this address.
     pub(super) fn may_connect(&self, scheme: Scheme, addr: SocketAddr) -> Result<(), address::Barred> {
-        address::may_connect(&self.http, Some(scheme), addr, &self.bus.borrow())
+        address::may_connect(&self.http, Some(scheme), addr, &self.bus_near(addr))
     }
 
     pub(super) fn has(&self, protocol: Protocol) -> bool {
@@ -93,7 +94,16 @@ impl Granted {
         if self.grants.sockets {
             return Ok(());
         }
-        address::may_use(self.patterns(protocol), addr, &self.bus.borrow())
+        address::may_use(self.patterns(protocol), addr, &self.bus_near(addr))
+    }
+
+    /// The addresses of the bus, with this one if it may be: a server on one of this machine's addresses may listen on
+    /// all of them.
+    fn bus_near(&self, addr: SocketAddr) -> Arc<[SocketAddr]> {
+        let bus = self.bus.borrow().clone();
+        // Most addresses have another port: nothing is asked of the system then.
+        let is_here = bus.iter().any(|bus| bus.port() == addr.port() && is_own(bus.ip())) && is_own(addr.ip());
+        if is_here { bus.iter().copied().chain([addr]).collect() } else { bus }
     }
 
     fn patterns(&self, protocol: Protocol) -> &[Pattern] {
@@ -133,6 +143,13 @@ impl Opened {
     }
 }
 
+/// Whether this machine has the address.
+fn is_own(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    // Nobody can bind to an address of another machine.
+    ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
+}
+
 /// One value per actor and process, which nobody outside can guess.
 fn hash_seed(label: &str) -> u128 {
     static SECRET: OnceLock<[u8; 32]> = OnceLock::new();
@@ -145,4 +162,35 @@ fn hash_seed(label: &str) -> u128 {
     });
     let sum = Sha256::new().chain_update(secret).chain_update(label).finalize();
     sum.iter().take(16).fold(0, |seed, byte| seed << 8 | u128::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::bus_at;
+    use address::Barred;
+
+    #[test]
+    fn a_bus_on_this_machine_is_barred_on_all_its_addresses() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let granted = |bus: &str, http: &[&str]| {
+            let http: Vec<String> = http.iter().map(|text| (*text).to_owned()).collect();
+            let grants = Grants { tcp: http.clone(), http, ..Grants::default() };
+            let limits = Limits::default();
+            Granted::new("shop/cart", grants, (&limits, 1), &Policy::default(), bus_at(&[at(bus)])).unwrap()
+        };
+        let own = granted("127.0.0.1:4222", &["127.0.0.0/8", "[::1]"]);
+        for addr in ["127.0.0.1:4222", "127.0.0.2:4222", "[::1]:4222", "[::ffff:127.0.0.3]:4222"] {
+            assert_eq!(own.may_connect(Scheme::Http, at(addr)), Err(Barred::Bus), "{addr}");
+            assert_eq!(own.may_use(Protocol::Tcp, at(addr)), Err(Barred::Bus), "{addr}");
+        }
+        assert_eq!(own.may_connect(Scheme::Http, at("127.0.0.2:4223")), Ok(()));
+        // By the very address and port it is granted.
+        let exactly = granted("127.0.0.1:4222", &["127.0.0.2:4222"]);
+        assert_eq!(exactly.may_connect(Scheme::Http, at("127.0.0.2:4222")), Ok(()));
+        // One that is elsewhere is no reason.
+        let away = granted("192.0.2.1:4222", &["127.0.0.0/8"]);
+        assert_eq!(away.may_connect(Scheme::Http, at("127.0.0.2:4222")), Ok(()));
+        assert!(is_own("127.9.9.9".parse().unwrap()) && !is_own("192.0.2.1".parse().unwrap()));
+    }
 }

@@ -6,8 +6,8 @@
 use super::actor::{Actor, Entering, HANDLER, Run, Shared, Until};
 use super::body::{self, Answer, Asked};
 use super::lane::{Laned, Work};
-use super::later;
 use super::state::{HEADER_BYTES_MAX, State};
+use super::{failed, later};
 use crate::call::{Body, CallError, HttpServe};
 use crate::origin::Origin;
 use crate::spans;
@@ -92,8 +92,7 @@ impl Actor {
         let response = match head {
             Some(Ok(response)) => response,
             Some(Err(code)) => {
-                let error = CallError::Trapped(format!("actor {label} answered with an error: {code}"));
-                return Err(asked_body.or(error));
+                return Err(asked_body.or(failed::answered(label, &code)));
             }
             None => {
                 let error = guest.ended.and_then(Result::err).unwrap_or_else(|| no_response(label));

@@ -5,11 +5,11 @@
 //! An instance must never come to another actor, nor to another revision of its own: each prepared actor has a number
 //! of its own, and an instance is found by that number only.
 
+use super::slots::Slot;
 use super::state::State;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 
@@ -22,7 +22,7 @@ pub(super) struct Warm {
     pub(super) proxy: Proxy,
     /// Requests that it has answered.
     pub(super) served: u32,
-    pub(super) slot: OwnedSemaphorePermit,
+    pub(super) slot: Slot,
 }
 
 /// A bounded number of things that wait, each of one actor: the last to come is the first to be wanted, and the first to

@@ -8,7 +8,7 @@
 use super::actor::{Run, Shared};
 use super::cache::Cache;
 use super::state::State;
-use super::{Error, Size, config, link_wasi, start, tick};
+use super::{Error, Size, config, kept, link_wasi, start, tick};
 use crate::call::{Body, CallError};
 use crate::origin::Origin;
 use http::Request;
@@ -45,6 +45,7 @@ impl Later {
         let mut wasi = link_wasi(&engine).map_err(failed)?;
         wasmtime_wasi::p3::add_to_linker(&mut wasi).map_err(failed)?;
         p3::add_to_linker(&mut wasi).map_err(failed)?;
+        kept::bound_later(&mut wasi).map_err(failed)?;
         tick(&engine, running, None).map_err(|e| Error::Start(e.to_string()))?;
         Ok(Self { engine, wasi, cache: Arc::new(cache) })
     }

@@ -7,9 +7,9 @@ use super::actor::{Run, Shared};
 use super::body::{Answer, Outgoing};
 use super::gate::Permit;
 use super::http::Head;
-use super::later;
 use super::output::Log;
 use super::state::State;
+use super::{failed, later};
 use crate::call::{Body, CallError};
 use crate::origin::Origin;
 use bytes::Bytes;
@@ -99,9 +99,7 @@ impl Many {
                 let (many, shared) = (self.clone(), shared.clone());
                 Ok(response.map(|inner| Held { inner: body(inner), late, many, shared, seat }.boxed_unsync()))
             }
-            Ok(Ok(Err(code))) => {
-                Err(CallError::Trapped(format!("actor {} answered with an error: {code}", shared.env.label)))
-            }
+            Ok(Ok(Err(code))) => Err(failed::answered(&shared.env.label, &code)),
             Ok(Err(_)) => {
                 let mut ended = open.ended.clone();
                 let _ = timeout_at(deadline.into(), ended.wait_for(|ended| *ended)).await;

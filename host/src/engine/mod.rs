@@ -1,11 +1,12 @@
 //! Runs components: one wasmtime engine per process, compiled once per digest, linked once per actor, a fresh instance
 //! per invocation.
 //!
-//! Reading order: `config` (how wasmtime is set up; `cgroup`: in how much memory), `cache` (compiled code on disk), `compile` (who makes it), `module`
-//! (what a component imports and exports), `mapped` (an actor's code), `actor` (an actor revision and its invocations),
-//! `http`, `dynamic` and `batch` (the kinds of calls), `later` and `many` (WASI 0.3), `state` (what an instance carries),
-//! `idle` (instances between requests), `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `lane`
-//! (which threads), `glue` (capabilities), `gate` (the queue).
+//! Reading order: `config` (how wasmtime is set up; `cgroup`: in how much memory), `cache` (compiled code on disk), `compile` (who
+//! makes it), `queue` (in which order), `module` (what a component imports and exports), `mapped` (an actor's code), `actor` (an actor revision
+//! and its invocations), `http`, `dynamic` and `batch` (the kinds of calls), `later` and `many` (WASI 0.3), `env` and
+//! `state` (what an actor and an instance carry), `kept` (what the host keeps for it), `limiter` and `slots` (its memory,
+//! and its right to be), `idle` (instances between requests), `granted`, `guard`, `wasi` and `outgoing` (what grants come
+//! to), `lane` (which threads), `glue` (capabilities), `gate` (the queue).
 //!
 //! A trap, an endless loop or a memory bomb ends one invocation, with a named error. Nothing in here may panic on what
 //! a guest does, and nothing that a guest can grow is without a bound.
@@ -19,6 +20,7 @@ mod cgroup;
 mod compile;
 mod config;
 mod dynamic;
+mod env;
 mod failed;
 mod gate;
 mod glue;
@@ -26,6 +28,7 @@ mod granted;
 mod guard;
 mod http;
 mod idle;
+mod kept;
 mod lane;
 mod later;
 mod limiter;
@@ -34,6 +37,8 @@ mod mapped;
 mod module;
 mod outgoing;
 mod output;
+mod queue;
+mod slots;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -60,6 +65,8 @@ use limiter::Budget;
 use proto::app::{ARTIFACT_BYTES_MAX, Digest};
 use proto::component::is_later;
 use proto::policy::Policy;
+use queue::{Queue, Refusals};
+use slots::Slots;
 use state::State;
 use std::collections::HashMap;
 use std::io;
@@ -74,6 +81,8 @@ use wasmtime_wasi_io::bindings::wasi::io as wasi_io;
 /// The version in the lock file, which a test compares; the crate does not tell it.
 const WASMTIME_VERSION: &str = "48.0.8";
 
+/// Components that are taken from the cache at once: all of a large one is read.
+const MAPS_MAX: usize = 4;
 /// How often instances are looked at that wait for a request.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -94,6 +103,8 @@ pub enum Error {
     NotComponent { digest: Digest, reason: String },
     #[error("artifact {digest} can not be compiled: {reason}")]
     Compile { digest: Digest, reason: String },
+    #[error("artifact {digest} can not be compiled now: {reason}; it is tried again")]
+    NoCompiler { digest: Digest, reason: String },
     #[error("actor {actor} imports what nothing here can serve: {unserved}")]
     Imports { actor: String, unserved: String },
     #[error("actor {actor} is granted what this host can not give: {reason}")]
@@ -125,10 +136,12 @@ struct Inner {
     /// What is loaded, and the right to load it, by digest.
     modules: Mutex<HashMap<Digest, Arc<Loading>>>,
     mapped: mapped::Table,
-    /// Compiling takes seconds of CPU: one component at a time.
-    compiling: Arc<tokio::sync::Mutex<()>>,
+    /// Compiling takes seconds of CPU, mapping what was compiled a moment of the disk's: each in its turn.
+    compiles: Arc<Queue>,
+    maps: Semaphore,
+    refusals: Refusals,
     /// Instances that may be alive.
-    slots: Arc<Semaphore>,
+    slots: Arc<Slots>,
     budget: Arc<Budget>,
     lanes: Lanes,
     idle: Arc<Idle>,
@@ -159,7 +172,6 @@ impl Engine {
         let lanes = Lanes::start().map_err(|e| Error::Start(e.to_string()))?;
         let Size { instances, memory_bytes, mapped } = size;
         tracing::info!(instances, memory_bytes, mapped, "what this machine can carry at once");
-        let permits = usize::try_from(size.instances).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         Ok(Self {
             inner: Arc::new(Inner {
                 engine,
@@ -171,8 +183,10 @@ impl Engine {
                 size,
                 modules: Mutex::default(),
                 mapped: mapped::Table::new(size.mapped),
-                compiling: Arc::default(),
-                slots: Arc::new(Semaphore::new(permits)),
+                compiles: Queue::new(),
+                maps: Semaphore::new(MAPS_MAX),
+                refusals: Refusals::default(),
+                slots: Slots::new(size.instances),
                 budget: Budget::new(size.memory_bytes),
                 lanes,
                 idle,
@@ -224,36 +238,53 @@ impl Engine {
         digest: &Digest,
         bytes: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
     ) -> Result<Arc<Module>, Error> {
+        self.load_sized(digest, 0, bytes).await
+    }
+
+    /// The same, of a component that has `len` bytes: when many are to be compiled, the shortest go first. What is in
+    /// the cache never waits for them.
+    pub async fn load_sized(
+        &self,
+        digest: &Digest,
+        len: u64,
+        bytes: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
+    ) -> Result<Arc<Module>, Error> {
         let mut loading = self.loading(digest).lock_owned().await;
         if let Some(module) = loading.upgrade() {
             return Ok(module);
         }
+        let cached = {
+            let _few = self.inner.maps.acquire().await;
+            let (inner, digest) = (self.inner.clone(), digest.clone());
+            blocking(move || Ok(inner.cached(&digest).map(|component| Arc::new(Module::new(digest, component)))))
+                .await?
+        };
+        if let Some(module) = cached {
+            self.inner.loads[1].add(1);
+            *loading = Arc::downgrade(&module);
+            return Ok(module);
+        }
+        if let Some(refused) = self.inner.refusals.of(digest, Instant::now()) {
+            return Err(refused);
+        }
+        let turn = self.inner.compiles.turn(len).await;
         let (inner, digest) = (self.inner.clone(), digest.clone());
         // The right to load goes along: it is held even if the caller gives up.
-        let task = tokio::task::spawn_blocking(move || {
-            let component = match inner.cached(&digest) {
-                Some(component) => {
-                    inner.loads[1].add(1);
-                    component
-                }
-                None => {
-                    let _one = inner.compiling.blocking_lock();
-                    inner.loads[0].add(1);
-                    compile(&inner, &digest, bytes)?
-                }
-            };
+        blocking(move || {
+            let _turn = turn;
+            inner.loads[0].add(1);
+            let component = compile(&inner, &digest, bytes)?;
             let module = Arc::new(Module::new(digest, component));
             *loading = Arc::downgrade(&module);
             Ok(module)
-        });
-        task.await.unwrap_or_else(|e| Err(Error::Start(format!("loading ended: {e}"))))
+        })
+        .await
     }
 
-    /// Removes the compiled code of what is gone for good.
+    /// Removes the compiled code of a component that nothing names any more. What runs of it goes on.
     pub fn forget(&self, digest: &Digest) {
-        self.inner.cache.forget(digest);
-        if let Some(Ok(later)) = self.inner.later.get() {
-            later.cache.forget(digest);
+        if let Err(error) = self.inner.cache.forget(digest) {
+            tracing::warn!(%digest, %error, "compiled code not removed");
         }
     }
 
@@ -277,7 +308,10 @@ impl Inner {
     /// A component compiled before, for whichever engine.
     fn cached(&self, digest: &Digest) -> Option<Component> {
         self.cache.load(&self.engine, digest).or_else(|| {
-            let later = self.later.get()?.as_ref().ok()?;
+            if self.later.get().is_none() && !self.cache.has_other(digest) {
+                return None;
+            }
+            let later = self.later().ok()?;
             later.cache.load(&later.engine, digest)
         })
     }
@@ -325,6 +359,7 @@ fn link_wasi(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<State>> {
     wasi_io::poll::add_to_linker::<State, Handles>(&mut linker, |state| &mut state.table)?;
     wasi_io::streams::add_to_linker::<State, Handles>(&mut linker, |state| &mut state.table)?;
     linker.allow_shadowing(false);
+    kept::bound(&mut linker)?;
     Ok(linker)
 }
 
@@ -382,43 +417,43 @@ fn compile(inner: &Inner, digest: &Digest, bytes: impl FnOnce() -> io::Result<Ve
         false => (&inner.engine, &inner.cache),
     };
     let began = Instant::now();
-    let by_child = compile_apart(inner.compiler.as_ref(), on, digest, &bytes)?;
-    let apart = by_child.is_some();
-    let component = match by_child {
-        Some(component) => component,
-        None => compile_here(on, digest, &bytes)?,
+    let compiled = match &inner.compiler {
+        Some(compiler) => compile_apart(compiler, on, digest, &bytes),
+        None => compile_here(on, digest, &bytes),
     };
+    let component = compiled.inspect_err(|error| inner.refusals.note(error, Instant::now()))?;
     let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(%digest, bytes = len, ms, apart, "compiled");
+    tracing::info!(%digest, bytes = len, ms, apart = inner.compiler.is_some(), "compiled");
     Ok(component)
 }
 
 /// Whom code is made for, and where it is kept.
 type On<'a> = (&'a wasmtime::Engine, &'a Arc<Cache>);
 
-/// By a child process, through the cache; `None` when that can not be done here.
+/// By a child process, through the cache. What it gives runs even if it can not be kept; where there is no child, the
+/// component does not: a stranger's bytes are never compiled in the process that serves.
 fn compile_apart(
-    compiler: Option<&Compiler>,
+    compiler: &Compiler,
     (engine, cache): On<'_>,
     digest: &Digest,
     bytes: &[u8],
-) -> Result<Option<Component>, Error> {
-    let Some(compiler) = compiler else { return Ok(None) };
-    let code = match compiler.compile(digest, bytes, cache.setup()) {
-        Ok(code) => code,
-        Err(compile::Failed::Refused(error)) => return Err(error),
-        Err(compile::Failed::NoChild(error)) => {
-            tracing::warn!(%digest, %error, "no process can be started to compile: this one does it");
-            return Ok(None);
-        }
-    };
-    if let Err(error) = cache.store(digest, &code) {
-        tracing::warn!(%digest, %error, "compiled code can not be kept; this process compiles again");
-        return Ok(None);
+) -> Result<Component, Error> {
+    let code = compiler.compile(digest, bytes, cache.setup())?;
+    let kept = cache.store(digest, &code);
+    if let Err(error) = &kept {
+        tracing::warn!(%digest, %error, "compiled code can not be kept; the next start compiles again");
     }
-    Ok(cache.load(engine, digest))
+    let mapped = kept.ok().and_then(|()| cache.load(engine, digest));
+    match mapped {
+        Some(component) => Ok(component),
+        None => cache::of_child(engine, &code).map_err(|e| Error::NoCompiler {
+            digest: digest.clone(),
+            reason: format!("its code can not be loaded: {e:#}"),
+        }),
+    }
 }
 
+/// Where no compiler is set up: by this process.
 fn compile_here((engine, cache): On<'_>, digest: &Digest, bytes: &[u8]) -> Result<Component, Error> {
     let component = Component::from_binary(engine, bytes)
         .map_err(|e| Error::NotComponent { digest: digest.clone(), reason: not_component(bytes, &format!("{e:#}")) })?;
@@ -427,6 +462,10 @@ fn compile_here((engine, cache): On<'_>, digest: &Digest, bytes: &[u8]) -> Resul
         tracing::warn!(%digest, %error, "compiled code can not be kept; the next start compiles again");
     }
     Ok(component)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::Start(format!("loading ended: {e}"))))
 }
 
 /// What the bytes are instead, if that can be told.

@@ -1,7 +1,7 @@
 //! A loaded component and what its type says: what it imports, who serves that, and what it exports.
 
 use super::state::State;
-use super::{Error, dynamic, glue};
+use super::{Error, config, dynamic, glue};
 use proto::app::Digest;
 use std::collections::BTreeMap;
 use wasmtime::Engine;
@@ -128,6 +128,21 @@ impl Module {
 
     pub fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    /// Whether its calls pass values whose types only the component tells: over a link, or of a function that it exports.
+    pub(super) fn passes_values(&self) -> bool {
+        let is_known = |name: &str| OWN_PACKAGES.iter().any(|package| name.starts_with(package));
+        let (ty, engine) = (self.component.component_type(), self.component.engine());
+        let linked = ty.imports(engine).any(|(name, _)| matches!(served_here(name), Served::Link));
+        linked || self.exports.keys().any(|name| !is_known(name))
+    }
+
+    /// Slots that one of its instances takes: one, unless it has more memories or tables than are there for one.
+    pub(super) fn weight(&self) -> u32 {
+        let (memories, tables) =
+            self.component.resources_required().map_or((1, 1), |needs| (needs.num_memories, needs.num_tables));
+        memories.div_ceil(config::MEMORIES_PER_SLOT).max(tables.div_ceil(config::TABLES_PER_SLOT)).max(1)
     }
 
     /// Exported interfaces, without version.

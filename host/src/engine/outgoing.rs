@@ -28,7 +28,9 @@ use tokio::time::{Instant, Sleep, timeout};
 use wasmtime_wasi_http::{Error, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks};
 
 /// Bytes that a guest may write to a body at once. Two such pieces wait for a slow reader, for each open response.
-const BODY_CHUNK_BYTES_MAX: usize = 128 * 1024;
+pub(super) const BODY_CHUNK_BYTES_MAX: usize = 128 * 1024;
+/// Read of an answer before it is taken: its whole head is within.
+const READ_BYTES_MAX: usize = 128 * 1024;
 /// For a name and a connection, if the guest gives no time of its own.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
 /// For the head of the answer, and between pieces of its body; the invocation's own deadline is usually sooner.
@@ -188,7 +190,8 @@ impl Door {
     {
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
         *request.uri_mut() = path.parse().map_err(|_| Error::HttpRequestUriInvalid)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) =
+            http1::Builder::new().max_buf_size(READ_BYTES_MAX).handshake(TokioIo::new(stream)).await?;
         let mut connection = Box::pin(connection);
         let wait = self.options.first_byte_timeout.unwrap_or(ANSWER_WAIT);
         let mut ended = None;

@@ -5,8 +5,9 @@ use super::batch::Batch;
 use super::granted::Granted;
 use super::guard::Seeded;
 use super::idle::Idle;
+use super::kept::{self, UNCOUNTED_BYTES_MAX};
 use super::lane::Spent;
-use super::limiter::{Budget, Limiter};
+use super::limiter::{Limiter, Share};
 use super::output::{Log, Rate};
 use super::wasi;
 use crate::call::LinkContext;
@@ -29,7 +30,7 @@ use wasmtime_wasi_http::p2::types::{
 use wasmtime_wasi_http::{ForbiddenHeaderFilter, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 /// Handles that one instance may hold: open files, streams, headers, buckets.
-const RESOURCES_MAX: usize = 10_000;
+pub(super) const RESOURCES_MAX: usize = 1_024;
 /// Handles that one instance may keep from one request to the next: its output, its folders.
 const KEPT_HANDLES_MAX: usize = 64;
 /// Header bytes of one message, as `wasi:http` counts them.
@@ -49,7 +50,7 @@ pub(super) struct Env {
     pub(super) log_rate: Rate,
     pub(super) imports: Arc<dyn Imports>,
     pub(super) logs: Arc<dyn LogSink>,
-    pub(super) budget: Arc<Budget>,
+    pub(super) memory: Share,
     pub(super) holding: Option<Holding>,
     pub(super) idle: Weak<Idle>,
     pub(super) forbidden: ForbiddenHeaderFilter,
@@ -74,6 +75,10 @@ pub(super) struct State {
     pub(super) cursors: Vec<String>,
     /// It is a program, whose last word is its exit code.
     pub(super) is_batch: bool,
+    /// What calls since the last look may have left with the host, at most.
+    left: usize,
+    /// It left more than it may.
+    pub(super) is_over: bool,
 }
 
 /// Decides about outgoing HTTP; see `outgoing`.
@@ -108,7 +113,29 @@ impl State {
             among: None,
             cursors: Vec::new(),
             is_batch: batch.is_some(),
+            left: 0,
+            is_over: false,
         })
+    }
+
+    /// A call may leave so much with the host. Once that comes to much, it is seen what is there.
+    pub(super) fn leaves(&mut self, bytes: usize) {
+        self.left += bytes;
+        if self.left > UNCOUNTED_BYTES_MAX {
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        self.left = 0;
+        let handles = self.table.iter_mut().map(|handle| kept::weight(handle)).sum::<usize>();
+        let kept = handles + self.cursors.iter().map(|key| key.len() + size_of::<String>()).sum::<usize>();
+        if !self.limiter.keep(u64::try_from(kept).unwrap_or(u64::MAX)) {
+            // It ends when the guest goes on; until then nothing is added.
+            self.is_over = true;
+            self.http.set_field_size_limit(0);
+            self.table.set_max_capacity(0);
+        }
     }
     /// Another request is in this instance, until `deadline`.
     pub(super) fn joined(&mut self, deadline: Instant) {
@@ -187,6 +214,7 @@ impl WasiView for State {
 
 impl WasiHttpView for State {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.leaves(kept::CALL_BYTES);
         WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
     }
 }

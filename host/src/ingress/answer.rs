@@ -4,6 +4,7 @@
 use super::access::{Access, Entry};
 use super::connection::Client;
 use super::sent::{Activity, Sent, patient};
+use super::shares::Shares;
 use super::websocket::{self, Opened};
 use super::{Behind, Dispatch, Limits, Meter, Route, Routes};
 use crate::call::{Body, CallError};
@@ -13,10 +14,12 @@ use crate::spans::{self, Kind, Span};
 use http::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
+use proto::app::Name;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 /// What every connection shares.
 pub(super) struct Front {
@@ -25,8 +28,8 @@ pub(super) struct Front {
     access: Option<Arc<Access>>,
     pub(super) meter: Arc<Meter>,
     pub(super) limits: Limits,
-    /// Places for WebSockets.
-    pub(super) sockets: Arc<Semaphore>,
+    /// Places for WebSockets, by app.
+    pub(super) sockets: Arc<Shares<Name>>,
 }
 
 /// The connection that a request came by.
@@ -40,7 +43,7 @@ pub(super) enum By<'a> {
 impl Front {
     pub(super) fn new(behind: Behind) -> Self {
         let Behind { routes, dispatch, access, meter, limits } = behind;
-        let sockets = Arc::new(Semaphore::new(limits.sockets_max.min(Semaphore::MAX_PERMITS)));
+        let sockets = Shares::new(limits.sockets_max, limits.share_min);
         Self { routes, dispatch, access, meter, limits, sockets }
     }
 
@@ -127,7 +130,9 @@ impl Front {
 
     async fn ask(&self, route: &Route, mut request: Request<Incoming>) -> Response<Body> {
         strip_hop_by_hop(request.headers_mut());
-        let request = request.map(|body| patient(body, self.limits.body_wait));
+        // Most requests have no body, and nothing is to be remembered of it.
+        let stalled = (!request.body().is_end_stream()).then(Arc::<AtomicBool>::default);
+        let request = request.map(|body| patient(body, self.limits.body_wait, stalled.clone()));
         match self.dispatch.http(route, request).await {
             Ok(response) if response.status().is_informational() => {
                 let text = format!("actor {}/{} answered with status {}", route.app, route.actor, response.status());
@@ -136,6 +141,12 @@ impl Front {
             Ok(mut response) => {
                 strip_hop_by_hop(response.headers_mut());
                 response
+            }
+            // Whatever became of the actor over it, it is not to blame.
+            Err(_) if stalled.as_ref().is_some_and(|stalled| stalled.load(Ordering::Relaxed)) => {
+                let wait = self.limits.body_wait.as_secs_f64();
+                let text = format!("nothing came of the request's body for {wait} s, and it is not complete");
+                plain(StatusCode::REQUEST_TIMEOUT, &text)
             }
             Err(error) => refuse(&error),
         }

@@ -2,7 +2,8 @@
 //! loopback in the clear; never lets a client hold more than a connection and bounded memory.
 //!
 //! Reading order: `routes` (pure), `answer` (one request), `connection` (one client), `timer` (its patience), `sent`
-//! (bodies), `websocket`, `dispatch` (here or elsewhere), `tls` (certificates), `access` (the access log).
+//! (bodies), `shares` (who has how many), `websocket`, `dispatch` (here or elsewhere), `tls` (certificates), `access` (the
+//! access log).
 
 mod access;
 mod answer;
@@ -10,6 +11,7 @@ mod connection;
 mod dispatch;
 mod routes;
 mod sent;
+mod shares;
 mod timer;
 pub mod tls;
 mod websocket;
@@ -20,6 +22,7 @@ pub use routes::{Route, Routes};
 
 use crate::metrics::Count;
 use answer::Front;
+use shares::{Full, Shares};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +49,8 @@ pub enum Error {
 pub struct Limits {
     /// Clients at a time; more wait in the kernel's queue.
     pub connections_max: usize,
+    /// Connections that one address of a client may have, and WebSockets that one app may, however few are free.
+    pub share_min: usize,
     /// Time for the TLS handshake, and for each request's head, which is also how long HTTP/1 may be idle.
     pub head_wait: Duration,
     /// How long HTTP/2 may be idle, and how long its client may take nothing of what it asked for; how long the client
@@ -67,6 +72,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            share_min: 64,
             head_wait: Duration::from_secs(10),
             idle: Duration::from_secs(60),
             body_wait: Duration::from_secs(30),
@@ -91,6 +97,8 @@ pub struct Meter {
     pub refused: Count,
     /// Connections cut because the client took nothing.
     pub stalled: Count,
+    /// Those that were closed at once, since their address has its share.
+    pub crowded: Count,
     /// WebSockets that have ended, by `SOCKETS_ENDED`.
     pub sockets_ended: [Count; SOCKETS_ENDED.len()],
 }
@@ -191,6 +199,7 @@ struct Accept {
 impl Accept {
     async fn run(self) {
         let room = Arc::new(Semaphore::new(self.limits.connections_max));
+        let shares = Shares::new(self.limits.connections_max, self.limits.share_min);
         loop {
             let next = async {
                 let place = room.clone().acquire_owned().await.expect("never closed");
@@ -204,6 +213,13 @@ impl Accept {
                 Ok(accepted) => {
                     let (tls, front, stop) = (self.tls.clone(), self.front.clone(), self.stop.clone());
                     let (limits, cut, meter) = (self.limits, self.cut.clone(), self.front.meter.clone());
+                    let share = match shares.take(shares::client(accepted.1.ip())) {
+                        Ok(share) => share,
+                        Err(Full::Share(_) | Full::All) => {
+                            meter.crowded.add(1);
+                            continue;
+                        }
+                    };
                     meter.taken.add(1);
                     self.connections.spawn(async move {
                         tokio::select! {
@@ -211,7 +227,7 @@ impl Accept {
                             () = cut.cancelled() => {}
                         }
                         meter.ended.add(1);
-                        drop(place);
+                        drop((share, place));
                     });
                 }
                 // The client was gone already, or the process has no file left: neither ends the ingress.

@@ -8,15 +8,15 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 use wasmtime_wasi_http::Error;
 
-/// A request's body whose next piece must come within `wait`.
-pub(super) fn patient(inner: Incoming, wait: Duration) -> Body {
-    Patient { inner, wait, late: None }.boxed_unsync()
+/// A request's body whose next piece must come within `wait`; else `stalled` says that it did not.
+pub(super) fn patient(inner: Incoming, wait: Duration, stalled: Option<Arc<AtomicBool>>) -> Body {
+    Patient { inner, wait, late: None, stalled }.boxed_unsync()
 }
 
 struct Patient {
@@ -24,6 +24,7 @@ struct Patient {
     wait: Duration,
     /// While the client sends nothing.
     late: Option<Pin<Box<Sleep>>>,
+    stalled: Option<Arc<AtomicBool>>,
 }
 
 impl hyper::body::Body for Patient {
@@ -38,6 +39,9 @@ impl hyper::body::Body for Patient {
         }
         let late = this.late.get_or_insert_with(|| Box::pin(sleep(this.wait)));
         ready!(late.as_mut().poll(cx));
+        if let Some(stalled) = &this.stalled {
+            stalled.store(true, Ordering::Relaxed);
+        }
         Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
     }
     fn is_end_stream(&self) -> bool {

@@ -26,13 +26,13 @@ const MEMORY_BYTES: RangeInclusive<u64> = 64 * KIB..=4 * GIB;
 const BODY_BYTES: RangeInclusive<u64> = 0..=1024 * GIB;
 const LOG_BYTES: RangeInclusive<u64> = 0..=64 * MIB;
 const TIME_MS: RangeInclusive<u64> = 1..=24 * 60 * 60 * 1_000;
-const QUEUE_LEN: RangeInclusive<u64> = 0..=1_000_000;
+pub(crate) const QUEUE_LEN: RangeInclusive<u64> = 0..=1_000_000;
 const TABLE_ELEMENTS: RangeInclusive<u64> = 1..=1_000_000;
 /// What the engine has room for in one component.
 const INSTANCES: RangeInclusive<u64> = 1..=64;
-const OUTGOING_LEN: RangeInclusive<u64> = 0..=10_000;
-const REUSE: RangeInclusive<u64> = 1..=1_000_000;
-const CONCURRENCY: RangeInclusive<u64> = 1..=10_000;
+pub(crate) const OUTGOING_LEN: RangeInclusive<u64> = 0..=10_000;
+pub(crate) const REUSE: RangeInclusive<u64> = 1..=1_000_000;
+pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=10_000;
 
 pub(super) fn limits(at: &Cursor<'_>, reader: &mut Reader) -> Option<Limits> {
     let mut fields = reader.fields(at, FIELDS)?;
@@ -120,7 +120,7 @@ pub(crate) fn memory(text: &str) -> Result<u64, Refusal> {
     }
 }
 
-fn body(text: &str) -> Result<u64, Refusal> {
+pub(crate) fn body(text: &str) -> Result<u64, Refusal> {
     match amount(text, BYTES) {
         Some(bytes) if BODY_BYTES.contains(&bytes) => Ok(bytes),
         Some(_) => Err((format!("a body of {} is out of range", shown(text)), "give 0 to 1024GiB")),
@@ -128,7 +128,7 @@ fn body(text: &str) -> Result<u64, Refusal> {
     }
 }
 
-fn log(text: &str) -> Result<u64, Refusal> {
+pub(crate) fn log(text: &str) -> Result<u64, Refusal> {
     match amount(text, BYTES) {
         Some(bytes) if LOG_BYTES.contains(&bytes) => Ok(bytes),
         Some(_) => Err((format!("{} of log a second is out of range", shown(text)), "give 0 to 64MiB")),

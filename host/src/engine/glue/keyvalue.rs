@@ -22,7 +22,7 @@ const LINK: &str = proto::app::LINK_NAME_DEFAULT;
 /// Keys, and where the next page begins.
 type Page = (Vec<String>, Option<String>);
 /// Pages that one instance may ask for.
-const CURSORS_MAX: usize = 100_000;
+const CURSORS_MAX: usize = 10_000;
 
 /// A bucket that a guest opened.
 #[allow(unreachable_pub, reason = "the generated bindings export it from their own module")]
@@ -82,6 +82,7 @@ impl State {
         if self.cursors.len() >= CURSORS_MAX {
             return Err(Error::Other(format!("more than {CURSORS_MAX} pages of keys in one invocation")));
         }
+        self.leaves(next.len());
         self.cursors.push(next);
         Ok(u64::try_from(self.cursors.len() - 1).ok())
     }

@@ -31,6 +31,13 @@ pub struct Cas {
     current: Option<Bytes>,
 }
 
+impl Cas {
+    /// Memory that it takes.
+    pub(in super::super) fn bytes(&self) -> usize {
+        self.key.len() + self.current.as_ref().map_or(0, Bytes::len)
+    }
+}
+
 impl From<Error> for store::Error {
     fn from(e: Error) -> Self {
         match e {
@@ -121,7 +128,11 @@ impl atomics::Host for State {
             });
         Ok(match swapped? {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(current)) => Err(atomics::CasError::CasFailed(self.table.push(Cas { bucket, key, current })?)),
+            Ok(Err(current)) => {
+                let cas = Cas { bucket, key, current };
+                self.leaves(cas.bytes());
+                Err(atomics::CasError::CasFailed(self.table.push(cas)?))
+            }
             Err(e) => Err(atomics::CasError::StoreError(e)),
         })
     }
@@ -135,7 +146,11 @@ impl atomics::HostCas for State {
             keyvalue.get(&bucket, &key).await
         });
         Ok(match found? {
-            Ok(current) => Ok(self.table.push(Cas { bucket, key, current })?),
+            Ok(current) => {
+                let cas = Cas { bucket, key, current };
+                self.leaves(cas.bytes());
+                Ok(self.table.push(cas)?)
+            }
             Err(e) => Err(e),
         })
     }

@@ -10,6 +10,7 @@ mod logging;
 mod tied;
 
 pub(super) use keystore::{Call as KeystoreCall, function as keystore_function};
+pub(super) use keyvalue_draft2::Cas;
 pub(super) use tied::tied;
 
 use super::state::State;

@@ -130,7 +130,7 @@ async fn the_memory_of_all_instances_together_is_bounded() {
     let actor = world.actor(hostile(), world.spec()).await;
     let error = actor.http(get("/memory?then=abort"), None).await.unwrap_err();
     let CallError::Overloaded(message) = error else { panic!("{error:?}") };
-    assert!(message.contains("the memory of this host for actors is used up"), "{message}");
+    assert!(message.contains("of this host's memory for actors, as much as is left for all others"), "{message}");
     assert!(text(actor.http(get("/"), None).await).await.contains("/trap"));
 }
 
@@ -257,4 +257,98 @@ async fn output_is_cut_into_lines_and_bounded() {
     assert_eq!(lines.len(), 1_001);
     assert_eq!(lines.iter().take(3).map(|(_, t)| t.len()).collect::<Vec<_>>(), [8192, 8192, 3616]);
     assert!(lines[1000].1.contains("dropped"));
+}
+
+/// Memory of this process, in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test]
+async fn what_the_host_keeps_for_a_guest_is_the_guests_memory() {
+    let world = World::new();
+    let limits = Limits { memory_bytes: 32 << 20, ..limits(20_000) };
+    let actor = world.actor(hostile(), Spec { limits, ..world.spec() }).await;
+    actor.http(get("/"), None).await.unwrap();
+    let before = resident();
+    for of in ["headers", "bodies"] {
+        let CallError::Trapped(message) = actor.http(get(&format!("/hoard?of={of}")), None).await.unwrap_err() else {
+            panic!("{of} is no trap")
+        };
+        assert!(message.contains("wanted more than its 32 MiB of memory; raise limits.memory"), "{of}: {message}");
+        assert_eq!(world.engine.memory_bytes().0, 0, "{of}");
+    }
+    // Its limit each time, and what else this process does meanwhile.
+    let more = resident().saturating_sub(before);
+    assert!(more < 512 << 20, "{more} bytes more");
+}
+
+#[tokio::test]
+async fn what_a_guest_hoards_or_passes_at_once_is_bounded() {
+    let world = World::new();
+    let actor = world.actor(hostile(), Spec { limits: limits(20_000), ..world.spec() }).await;
+    let error = actor.http(get("/hoard?of=handles"), None).await.unwrap_err().to_string();
+    assert!(error.contains("actor shop/cart has more than 1024 handles; drop those that are done with"), "{error}");
+    let error = actor.http(get("/hoard?of=bytes"), None).await.unwrap_err().to_string();
+    assert!(error.contains("actor shop/cart passed too much to the host in one call; pass it in pieces"), "{error}");
+    assert_eq!(text(actor.http(get("/hoard?of=targets"), None).await).await, "denied: an authority of 1 MiB\n");
+}
+
+/// Everything of one actor waits, for as long as it may; another is answered.
+#[tokio::test]
+async fn one_actor_takes_neither_all_instances_nor_all_memory() {
+    let world = World::new();
+    let slots = world.engine.instances_max();
+    let limits = Limits { queue_len_max: 500, deadline_ms: 3_600_000, ..Limits::default() };
+    let greedy = world.actor(hostile(), Spec { replicas: 1_000, limits: limits.clone(), ..world.spec() }).await;
+    let other = Spec { app: "other".parse().unwrap(), limits: Limits { queue_len_max: 0, ..limits }, ..world.spec() };
+    let neighbour = world.actor(hello(), other).await;
+    let mut sleeping = tokio::task::JoinSet::new();
+    for _ in 0..1_000 {
+        let greedy = greedy.clone();
+        sleeping.spawn(async move { greedy.http(get("/sleep?ms=3600000"), None).await.map(drop) });
+    }
+    // As many as it may have run, as many as may wait do, and the rest is refused.
+    let refused = 1_000 - 500 - (slots / 2 + 1);
+    for _ in 0..refused {
+        let error = sleeping.join_next().await.unwrap().unwrap().unwrap_err();
+        let CallError::Overloaded(message) = &error else { panic!("{error:?}") };
+        assert!(
+            message.contains("of the 64 instances that this host can run, as many as are left for all"),
+            "{message}"
+        );
+    }
+    assert_eq!(greedy.stats().in_flight, 500 + slots / 2 + 1);
+    for _ in 0..20 {
+        assert_eq!(text(neighbour.http(get("/"), None).await).await, "Hello from lattice!\n");
+    }
+    assert_eq!(neighbour.stats().errors, 0);
+    sleeping.abort_all();
+    while sleeping.join_next().await.is_some() {}
+}
+
+/// A few that have much, and one that has little.
+#[tokio::test]
+async fn memory_is_left_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::new(Config { memory_bytes: 64 << 20, ..config(&dir) }).unwrap();
+    let world = World { engine, dir, lines: Arc::default() };
+    let greedy = world.actor(hostile(), Spec { limits: limits(60_000), ..world.spec() }).await;
+    let neighbour = world.actor(hello(), Spec { app: "other".parse().unwrap(), ..world.spec() }).await;
+    let takes_all = greedy.http(get("/memory?then=loop"), None);
+    let asked = async {
+        // Until it has all that it may have.
+        while world.engine.memory_bytes().0 <= 32 << 20 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..20 {
+            assert_eq!(text(neighbour.http(get("/"), None).await).await, "Hello from lattice!\n");
+        }
+    };
+    tokio::select! {
+        ended = takes_all => panic!("{ended:?}"),
+        () = asked => {}
+    }
 }

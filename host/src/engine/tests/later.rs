@@ -191,7 +191,10 @@ async fn what_is_granted_is_there() {
 #[tokio::test]
 async fn what_does_not_end_is_ended_with_its_reason() {
     let world = World::new();
-    let limits = Limits { cpu_ms: 300, deadline_ms: 5_000, ..Limits::default() };
+    // What computes for long runs only when nothing else does: on a busy machine its time takes long to be used up.
+    let limits = Limits { cpu_ms: 300, ..Limits::default() };
+    let patient = world.actor(later(), Spec { limits: limits.clone(), ..world.spec() }).await;
+    let limits = Limits { deadline_ms: 5_000, ..limits };
     let actor = world.actor(later(), Spec { limits, ..world.spec() }).await;
     for (path, says) in [
         ("/trap", "trapped: "),
@@ -201,10 +204,11 @@ async fn what_does_not_end_is_ended_with_its_reason() {
         ("/wait?60000", "ran past its 5 s deadline"),
     ] {
         let began = Instant::now();
-        let error = actor.http(get(path), None).await.unwrap_err().to_string();
+        let asked = if path.starts_with("/wait") { &actor } else { &patient };
+        let error = asked.http(get(path), None).await.unwrap_err().to_string();
         assert!(error.contains(says), "{path}: {error}");
         assert!(began.elapsed() < Duration::from_secs(30), "{path}: {:?}", began.elapsed());
     }
-    assert_eq!(text(actor.http(get("/"), None).await).await, "Hello from WASI 0.3!\n");
+    assert_eq!(text(patient.http(get("/"), None).await).await, "Hello from WASI 0.3!\n");
     assert!(actor.drain(Duration::from_secs(20)).await);
 }

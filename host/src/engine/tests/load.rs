@@ -3,6 +3,7 @@
 use super::*;
 use crate::engine::Error;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 async fn load(engine: &Engine, bytes: &[u8], reads: &Arc<AtomicU32>) -> Result<Arc<crate::engine::Module>, Error> {
@@ -35,7 +36,6 @@ async fn compiled_once_then_mapped_and_healed_when_damaged() {
     let engine = Engine::new(config(&dir)).unwrap();
     load(&engine, &bytes, &reads).await.unwrap();
     assert_eq!(count(), 1);
-    use std::os::unix::fs::PermissionsExt as _;
     for name in ["key", ""] {
         let mode = fs::metadata(dir.path().join("cache").join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{name:?}");
@@ -65,7 +65,6 @@ async fn compiled_once_then_mapped_and_healed_when_damaged() {
 
 #[test]
 fn a_cache_that_others_can_write_is_refused() {
-    use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("cache")).unwrap();
     fs::set_permissions(dir.path().join("cache"), fs::Permissions::from_mode(0o777)).unwrap();
@@ -172,4 +171,91 @@ async fn what_nobody_calls_is_unmapped_and_answers_all_the_same() {
         assert!(world.engine.inner.mapped.len() <= 16);
     }
     under_way.await.unwrap();
+}
+
+/// A compiler that does what the script says; `said` is what it answers with.
+fn compiler(dir: &tempfile::TempDir, script: &str, said: &[u8]) -> crate::engine::Compiler {
+    let (program, answer) = (dir.path().join("compiler"), dir.path().join("said"));
+    fs::write(&answer, said).unwrap();
+    let here = dir.path().display();
+    let text = format!("#!/bin/sh\n/bin/cat > /dev/null\necho ran >> {here}/runs\n{script}\n/bin/cat {here}/said\n");
+    fs::write(&program, text).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    crate::engine::Compiler::at(program)
+}
+
+fn runs(dir: &tempfile::TempDir) -> usize {
+    fs::read_to_string(dir.path().join("runs")).unwrap_or_default().lines().count()
+}
+
+#[tokio::test]
+async fn where_no_child_can_be_started_nothing_is_compiled() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = crate::engine::Compiler::at(dir.path().join("none"));
+    let engine = Engine::new(Config { compiler: Some(none), ..config(&dir) }).unwrap();
+    for _ in 0..2 {
+        let error = load(&engine, &hello(), &Arc::default()).await.err().unwrap();
+        assert!(matches!(error, Error::NoCompiler { .. }), "{error}");
+        assert!(error.to_string().contains("no process can be started for it"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn code_that_can_not_be_kept_runs_from_memory() {
+    let world = World::new();
+    let mut said = vec![b'C'];
+    said.extend(world.engine.inner.engine.precompile_component(&hello()).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let compiler = compiler(&dir, "", &said);
+    let engine = Engine::new(Config { compiler: Some(compiler), ..config(&dir) }).unwrap();
+    // As on a disk that is full, nothing can be written.
+    fs::remove_dir_all(dir.path().join("cache")).unwrap();
+    let world = World { engine, dir, lines: Arc::default() };
+    let actor = world.actor(hello(), world.spec()).await;
+    assert_eq!(text(actor.http(get("/"), None).await).await, "Hello from lattice!\n");
+    assert_eq!(runs(&world.dir), 1);
+}
+
+#[tokio::test]
+async fn what_was_refused_is_not_compiled_again_and_what_was_killed_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let refuses = compiler(&dir, "", b"Rit is broken");
+    let engine = Engine::new(Config { compiler: Some(refuses), ..config(&dir) }).unwrap();
+    for _ in 0..3 {
+        let error = load(&engine, &hello(), &Arc::default()).await.err().unwrap();
+        assert!(matches!(&error, Error::NotComponent { reason, .. } if reason == "it is broken"), "{error}");
+    }
+    assert_eq!(runs(&dir), 1);
+    compiler(&dir, "kill -9 $$", b"");
+    for _ in 0..2 {
+        let error = load(&engine, &hostile(), &Arc::default()).await.err().unwrap();
+        assert!(error.to_string().contains("its compiler was killed"), "{error}");
+    }
+    assert_eq!(runs(&dir), 3);
+}
+
+#[tokio::test]
+async fn what_is_cached_waits_for_no_compilation() {
+    let dir = tempfile::tempdir().unwrap();
+    load(&Engine::new(config(&dir)).unwrap(), &hello(), &Arc::default()).await.unwrap();
+    let slow = format!("while [ ! -e {}/go ]; do /bin/sleep 0.05; done", dir.path().display());
+    let slow = compiler(&dir, &slow, b"Rafter all");
+    let engine = Engine::new(Config { compiler: Some(slow), ..config(&dir) }).unwrap();
+    let compiled = engine.clone();
+    let compiled = tokio::spawn(async move { load(&compiled, &hostile(), &Arc::default()).await.err() });
+    while runs(&dir) == 0 {
+        tokio::task::yield_now().await;
+    }
+    load(&engine, &hello(), &Arc::default()).await.unwrap();
+    assert!(!compiled.is_finished());
+    fs::write(dir.path().join("go"), "").unwrap();
+    assert!(matches!(compiled.await.unwrap(), Some(Error::NotComponent { .. })));
+}
+
+#[tokio::test]
+async fn a_memory_of_64_bits_is_refused_by_its_name() {
+    let world = World::new();
+    let bytes = wat::parse_str("(component (core module (memory i64 1)))").unwrap();
+    let error = load(&world.engine, &bytes, &Arc::default()).await.err().unwrap().to_string();
+    assert!(error.contains("memory64"), "{error}");
 }

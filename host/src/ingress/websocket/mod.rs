@@ -19,6 +19,7 @@ pub(super) use session::serve;
 use super::Route;
 use super::access::Entry;
 use super::answer::{Front, plain};
+use super::shares::{Full as NoPlace, Place};
 use crate::call::Body;
 use bytes::Bytes;
 use events::{Event, Kind};
@@ -29,9 +30,9 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use post::Carried;
+use proto::app::Name;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// A handshake that the actor agreed to, until the connection is handed over.
 pub(super) struct Opened {
@@ -44,7 +45,7 @@ pub(super) struct Opened {
     first: Vec<Event>,
     /// Bytes of a message.
     message_max: usize,
-    place: OwnedSemaphorePermit,
+    place: Place<Name>,
     /// The line of the access log; written when the connection has ended.
     entry: Option<Box<Entry>>,
 }
@@ -70,9 +71,15 @@ pub(super) async fn open(
         response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         response
     })?;
-    let place = front.sockets.clone().try_acquire_owned().map_err(|_| {
-        let text =
-            format!("{} WebSockets are open at this ingress, which is the most it has", front.limits.sockets_max);
+    let place = front.sockets.take(route.app.clone()).map_err(|full| {
+        let max = front.limits.sockets_max;
+        let text = match full {
+            NoPlace::All => format!("{max} WebSockets are open at this ingress, which is the most it has"),
+            NoPlace::Share(has) => format!(
+                "app {} has {has} of the {max} WebSockets that this ingress can have, as many as are left for all others",
+                route.app
+            ),
+        };
         let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, &text);
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         response

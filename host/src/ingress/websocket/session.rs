@@ -8,12 +8,14 @@ use super::post::{self, Answer, Carried};
 use super::{Opened, message_max};
 use crate::ingress::access::{Entry, Sockets};
 use crate::ingress::answer::Front;
+use crate::ingress::shares::Place;
 use crate::ingress::{Meter, Route, Routes};
 use crate::metrics::Traffic;
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use proto::app::Name;
 use std::collections::VecDeque;
 use std::future::pending;
 use std::io;
@@ -23,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -99,7 +101,7 @@ struct Session {
     /// Pings of the actor that are not answered yet.
     pings: u32,
     tally: Tally,
-    _place: OwnedSemaphorePermit,
+    _place: Place<Name>,
 }
 
 /// What a session waits for.

@@ -419,6 +419,14 @@ async fn websockets_have_places_of_their_own() {
 }
 
 #[tokio::test]
+async fn one_app_has_its_share_of_the_websockets() {
+    let bench = bench(Limits { sockets_max: 5, share_min: 1, ..Limits::default() }).await;
+    let _open = [bench.client().await, bench.client().await, bench.client().await];
+    let Err((503, text)) = bench.open("/", &[]).await else { panic!("a fourth one") };
+    assert!(text.contains("app app has 3 of the 5 WebSockets that this ingress can have"), "{text}");
+}
+
+#[tokio::test]
 async fn a_silent_client_is_let_go_and_one_that_answers_pings_is_not() {
     let bench = bench(Limits { idle: Duration::from_secs(3), ..Limits::default() }).await;
     let mut living = bench.client().await;

@@ -7,6 +7,7 @@ use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::types::{IncomingRequest, ResponseOutparam};
 
 mod answer;
+mod hoard;
 mod reach;
 
 /// One page of WebAssembly memory.
@@ -19,6 +20,7 @@ const PATHS: &str = "\
 /memory[?then=abort|loop] /sleep?ms=N /body?bytes=N /echo /headers
 /env /time /ticks /random /seed /stdin /exit[?code=N] /file[?path=P] /socket[?to=IP:PORT] /udp[?to=IP:PORT]
 /lookup?host=H /out?url=URL /outs?n=N&url=URL /log[?text=T] /flood?of=log|clock|poll /config?key=K
+/hoard?of=headers|bodies|handles|targets|bytes
 ";
 
 struct Hostile;
@@ -58,6 +60,7 @@ impl Guest for Hostile {
                 reach::outs(number(count, "n"), rest(url, "url").unwrap_or("http://127.0.0.1:1/"))
             }
             "/flood" => reach::flood(value(query, "of").unwrap_or("clock")),
+            "/hoard" => hoard::hoard(value(query, "of").unwrap_or("handles")),
             "/out" => reach::out(rest(query, "url").unwrap_or("http://127.0.0.1:1/")),
             "/log" => reach::log(rest(query, "text").unwrap_or("hello")),
             "/config" => reach::config(value(query, "key").unwrap_or_default()),
