@@ -46,6 +46,10 @@ pub(crate) struct HostArgs {
     policy: PolicyArgs,
     #[command(flatten)]
     keep: KeepArgs,
+    /// Program that is started in place of this one to compile a component, with the same arguments, input and output
+    /// and an empty environment: one that starts this one behind walls of your own, or in an emulator
+    #[arg(long, value_name = "FILE", env = "LATTICE_COMPILER", hide_env = true)]
+    compiler: Option<PathBuf>,
     /// NATS server of the lattice; several with commas
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true, help_heading = "Bus")]
     nats: Vec<String>,
@@ -98,6 +102,7 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
         access_log: args.access.target(),
         admin: args.admin.admin,
         policy: args.policy.load()?,
+        compiler: args.compiler.clone(),
     };
     let Some(serving) = begin(Box::pin(start::host(config))).await? else { return Ok(()) };
     let running = &serving.running;

@@ -85,6 +85,8 @@ pub(crate) struct HostConfig {
     pub(crate) tls_secrets: Vec<PathBuf>,
     pub(crate) keep_unused: Duration,
     pub(crate) policy: proto::policy::Policy,
+    /// What is started to compile, if it is not this program.
+    pub(crate) compiler: Option<PathBuf>,
 }
 
 /// Parts that run, and where they are: addresses as bound, so that a port 0 has become a real one.
@@ -194,6 +196,7 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
         tls_secrets: Vec::new(),
         keep_unused: config.keep_unused,
         policy: config.policy,
+        compiler: None,
     })
     .await?;
     let mut running = Running {
@@ -349,7 +352,7 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
             labels: config.labels,
             ingress: config.ingress.map(|listen| host::agent::IngressConfig { listen, tls, access_log }),
             policy: config.policy,
-            compiler: host::engine::Compiler::itself(),
+            compiler: config.compiler.map(host::engine::Compiler::at).or_else(host::engine::Compiler::itself),
             keep_unused: config.keep_unused,
         },
         bus.clone(),

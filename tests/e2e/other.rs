@@ -3,6 +3,7 @@
 
 use crate::harness::{Broker, Lattice, file, http, leave_out, manifests, run, until};
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,10 +34,16 @@ fn emulator(arch: &str) -> PathBuf {
 }
 
 fn runs_beside(arch: &str, broker: Broker) {
-    let program = file(&format!("target/cross/lattice-{arch}"));
-    let program = vec!["/bin/sh".into(), "-c".into(), WITHIN.into(), emulator(arch), program];
+    let binary = file(&format!("target/cross/lattice-{arch}"));
+    let program = vec!["/bin/sh".into(), "-c".into(), WITHIN.into(), emulator(arch), binary.clone()];
     let mut lattice = Lattice::start(broker);
-    lattice.add_host_of("other", program, &["cpu=other"], true, &[]);
+    // Nor does the kernel know how to start its compiler.
+    let compiler = lattice.dir().join("compiler");
+    let script = format!("#!/bin/sh\nexec {:?} {binary:?} \"$@\"\n", emulator(arch));
+    fs::write(&compiler, script).unwrap();
+    fs::set_permissions(&compiler, fs::Permissions::from_mode(0o755)).unwrap();
+    let more = ["--compiler", compiler.to_str().unwrap()];
+    lattice.add_host_of("other", program, &["cpu=other"], true, &more);
     lattice.until_hosts_within(&[("other", "ready")], SLOWLY);
     // Rust's names of the 32-bit ones are shorter.
     let named = match arch {

@@ -49,7 +49,7 @@ impl Compiler {
         program.map(|program| Self { program })
     }
 
-    /// Another program that calls `child`.
+    /// Another program that calls `child`, or starts one that does.
     pub fn at(program: PathBuf) -> Self {
         Self { program }
     }
