@@ -78,17 +78,14 @@ impl View<'_> {
     /// An ingress that does not know the app's routes yet: who is told that it runs may ask there at once. Hosts that are
     /// silent are not waited for, nor is what others changed since.
     fn unrouted(&self, app: &AppState) -> Option<String> {
-        let actors = app.spec().components.values().filter_map(|c| match &c.kind {
-            Kind::Actor(actor) => Some(actor),
-            Kind::Provider(_) => None,
-        });
-        if actors.into_iter().all(|actor| actor.ingress.is_empty()) {
+        let is_routed = |c: &Component| matches!(&c.kind, Kind::Actor(actor) if !actor.ingress.is_empty());
+        if !app.spec().components.values().any(is_routed) {
             return None;
         }
         self.state.hosts.iter().filter(|(_, record)| !record.lost && !record.hello.ingress.is_empty()).find_map(
             |(id, record)| {
                 let seen = self.observed.hosts.get(id)?;
-                let is_heard = self.now_ms.saturating_sub(seen.at_ms) < self.timers.suspect_ms && !seen.leaving;
+                let is_heard = self.silence_ms(id) < self.timers.suspect_ms && !seen.leaving;
                 let knows = seen.generation >= record.generation.min(app.version);
                 let name = &record.hello.name;
                 (is_heard && !knows).then(|| format!("the ingress of host {name} has not taken the routes yet"))
@@ -236,8 +233,7 @@ impl View<'_> {
 
     pub fn host(&self, id: &HostId) -> Option<pb::HostStatus> {
         let record = self.state.hosts.get(id)?;
-        let seen = self.observed.hosts.get(id);
-        let silent_ms = self.now_ms.saturating_sub(seen.map_or(self.observed.since_ms, |s| s.at_ms));
+        let (seen, silent_ms) = (self.observed.hosts.get(id), self.silence_ms(id));
         let state = if record.lost {
             "lost"
         } else if record.draining {
@@ -268,6 +264,12 @@ impl View<'_> {
         })
     }
 
+    /// Since a host's last heartbeat, or since this scheduler took office where it has heard none.
+    fn silence_ms(&self, id: &HostId) -> u64 {
+        let heard_ms = self.observed.hosts.get(id).map_or(self.observed.since_ms, |seen| seen.at_ms);
+        self.now_ms.saturating_sub(heard_ms)
+    }
+
     /// Hosts that are lost or not heard for a while, whatever else is asked of them; the longest silent first.
     pub fn silent(&self) -> Vec<pb::SilentHost> {
         let mut all: Vec<pb::SilentHost> = self
@@ -275,14 +277,13 @@ impl View<'_> {
             .hosts
             .iter()
             .filter_map(|(id, record)| {
-                let seen = self.observed.hosts.get(id);
-                let silent_ms = self.now_ms.saturating_sub(seen.map_or(self.observed.since_ms, |s| s.at_ms));
+                let (heard, silent_ms) = (self.observed.hosts.contains_key(id), self.silence_ms(id));
                 let state = match (record.lost, silent_ms >= self.timers.suspect_ms) {
                     (true, _) => "lost",
                     (false, true) => "suspect",
                     (false, false) => return None,
                 };
-                let (id, name, heard) = (id.to_string(), record.hello.name.clone(), seen.is_some());
+                let (id, name) = (id.to_string(), record.hello.name.clone());
                 Some(pb::SilentHost { id, name, state: state.to_owned(), silent_ms, heard })
             })
             .collect();
