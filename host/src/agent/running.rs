@@ -107,12 +107,6 @@ impl Running {
             components.iter().for_each(|(component, entry)| look(app, component, entry.have, &entry.what));
         }
     }
-
-    pub(super) fn list(&self) -> Vec<(Key, Have, What)> {
-        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        let each = all.iter().flat_map(|(app, components)| components.iter().map(move |c| (app, c)));
-        each.map(|(app, (component, e))| ((app.clone(), component.clone()), e.have, e.what.clone())).collect()
-    }
 }
 
 impl Local for Running {
