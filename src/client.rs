@@ -191,7 +191,7 @@ impl Client {
     }
 
     pub(crate) fn watch(&self, app: &str, hosts: bool) -> Watcher {
-        let request = WatchRequest { after: 0, app: app.to_owned(), hosts };
+        let request = WatchRequest { after: 0, app: app.to_owned(), hosts, progress: false };
         Watcher { client: self.clone(), request, stream: None, failing_since: None, failures: 0, pause: RETRY_FIRST }
     }
 }
@@ -220,6 +220,12 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
+    /// Tells as well how far hosts are with what they bring up.
+    pub(crate) fn with_progress(mut self) -> Self {
+        self.request.progress = true;
+        self
+    }
+
     /// Safe to drop while it waits.
     pub(crate) async fn next(&mut self) -> Result<Seen, Failure> {
         loop {

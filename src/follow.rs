@@ -2,17 +2,22 @@
 
 use crate::client::{Client, Seen};
 use crate::failure::Failure;
+use crate::print::live::Live;
+use crate::starting::{self, Told};
 use crate::{duration, print};
-use indicatif::{ProgressBar, ProgressStyle};
 use proto::v1::watch_event::What;
 use proto::v1::{AppChange, AppStatus, WatchEvent};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often what goes on by time alone is drawn.
+const REDRAW: Duration = Duration::from_secs(1);
 
 /// What became of the apps of one `apply`.
 #[derive(Debug)]
 pub(crate) struct Progress {
     apps: BTreeMap<String, Followed>,
+    told: Told,
 }
 
 #[derive(Debug)]
@@ -22,6 +27,8 @@ struct Followed {
     version: u64,
     phase: Phase,
     last: Option<AppStatus>,
+    /// When that was heard, since it is followed.
+    heard: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,18 +45,20 @@ impl Progress {
             version: change.version,
             phase: Phase::Waiting,
             last: None,
+            heard: Duration::ZERO,
         };
-        Self { apps: changes.iter().map(|change| (change.app.clone(), followed(change))).collect() }
+        let apps = changes.iter().map(|change| (change.app.clone(), followed(change))).collect();
+        Self { apps, told: Told::default() }
     }
 
-    /// Takes one event; returns a line when it changed what is to be told.
-    pub(crate) fn see(&mut self, event: &WatchEvent) -> Option<String> {
-        match event.what.as_ref()? {
-            What::App(status) => {
-                let app = self.apps.get_mut(&status.name)?;
+    /// Takes one event, so long after it began; returns lines when it changed what is to be told.
+    pub(crate) fn see(&mut self, event: &WatchEvent, now: Duration) -> Vec<String> {
+        match &event.what {
+            Some(What::App(status)) => {
+                let Some(app) = self.apps.get_mut(&status.name) else { return Vec::new() };
                 // An older revision's state says nothing about the one that was applied.
                 if status.revision < app.revision || app.phase != Phase::Waiting {
-                    return None;
+                    return Vec::new();
                 }
                 app.phase = match status.state.as_str() {
                     "running" => Phase::Running,
@@ -59,17 +68,18 @@ impl Progress {
                 };
                 let line = line(status);
                 let news = app.last.as_ref().is_none_or(|last| self::line(last) != line);
-                app.last = Some(status.clone());
-                news.then_some(line)
+                (app.last, app.heard) = (Some(status.clone()), now);
+                let starting = self.told.news(status);
+                news.then_some(line).into_iter().chain(starting).collect()
             }
-            What::AppDeleted(name) => {
-                let app = self.apps.get_mut(name)?;
+            Some(What::AppDeleted(name)) => {
+                let Some(app) = self.apps.get_mut(name) else { return Vec::new() };
                 if event.index > app.version && app.phase == Phase::Waiting {
                     app.phase = Phase::Failed("it was deleted meanwhile".into());
                 }
-                None
+                Vec::new()
             }
-            _ => None,
+            _ => Vec::new(),
         }
     }
 
@@ -106,7 +116,7 @@ impl Progress {
                     duration::text(after),
                     status.running,
                     status.desired,
-                    if status.message.is_empty() { String::new() } else { format!(": {}", print::clean(&status.message)) },
+                    because(status),
                 )),
                 (Phase::Waiting, None) => lines.push(format!(
                     "app/{name} was accepted, but nothing was heard of revision {} within {}; see `lattice describe app {name}`",
@@ -120,6 +130,16 @@ impl Progress {
 
     fn names(&self) -> String {
         self.apps.keys().map(|name| format!("app/{name}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What hosts do to bring up those that are still waited for.
+    fn starting(&self, now: Duration) -> Vec<String> {
+        let waiting = self.apps.values().filter(|app| app.phase == Phase::Waiting);
+        let lines = waiting.filter_map(|app| {
+            let later = now.saturating_sub(app.heard).as_millis();
+            Some(starting::lines(app.last.as_ref()?, u64::try_from(later).unwrap_or(u64::MAX)))
+        });
+        lines.flatten().collect()
     }
 
     /// One line for all that are still waited for.
@@ -141,6 +161,15 @@ fn line(status: &AppStatus) -> String {
     format!("app/{} {} {}/{}{message}", status.name, status.state, status.running, status.desired)
 }
 
+/// `: reason`, or what hosts were at when they were heard last.
+fn because(status: &AppStatus) -> String {
+    let why = match print::clean(&status.message) {
+        message if message.is_empty() => starting::lines(status, 0).join(", "),
+        message => message,
+    };
+    if why.is_empty() { why } else { format!(": {why}") }
+}
+
 fn why(status: &AppStatus) -> String {
     match print::clean(&status.message) {
         message if message.is_empty() => format!("see `lattice describe app {}`", status.name),
@@ -148,20 +177,21 @@ fn why(status: &AppStatus) -> String {
     }
 }
 
-/// Watches until each app runs with its revision. On a terminal one line shows how far it is; elsewhere each change
-/// is a line on stderr. Ctrl-C stops the watching only.
+/// Watches until each app runs with its revision. On a terminal lines that are redrawn show how far it is and what hosts
+/// do for it; elsewhere each change, and each step of a host, is a line on stderr. Ctrl-C stops the watching only.
 pub(crate) async fn until_running(
     client: &Client,
     changes: &[AppChange],
     timeout: Duration,
 ) -> (Progress, Result<(), Failure>) {
     let mut progress = Progress::new(changes);
-    let bar = spinner();
+    let mut live = Live::start();
+    let began = Instant::now();
     let only = match changes {
         [one] => one.app.as_str(),
         _ => "",
     };
-    let mut watcher = client.watch(only, false);
+    let mut watcher = client.watch(only, false).with_progress();
     let end = tokio::time::sleep(timeout);
     tokio::pin!(end);
     let outcome = loop {
@@ -169,13 +199,12 @@ pub(crate) async fn until_running(
             break outcome;
         }
         tokio::select! {
-            seen = watcher.next() => match seen {
+            seen = redrawn(&mut live, &progress, began, watcher.next()) => match seen {
                 Ok(Seen::Anew | Seen::Again) => {}
                 Ok(Seen::Event(event)) => {
-                    let line = progress.see(&event);
-                    match &bar {
-                        Some(bar) => bar.set_message(progress.summary()),
-                        None => { line.into_iter().for_each(print::note); }
+                    let lines = progress.see(&event, began.elapsed());
+                    if live.is_none() {
+                        lines.into_iter().for_each(print::note);
                     }
                 }
                 Err(failure) => break Err(unseen(&progress, &failure)),
@@ -187,10 +216,21 @@ pub(crate) async fn until_running(
             ))),
         }
     };
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
     (progress, outcome)
+}
+
+/// Waits for `next`, and draws meanwhile how far it is: times go on although nothing is heard.
+async fn redrawn<T>(live: &mut Option<Live>, progress: &Progress, began: Instant, next: impl Future<Output = T>) -> T {
+    let Some(live) = live else { return next.await };
+    let mut redraw = tokio::time::interval(REDRAW);
+    tokio::pin!(next);
+    loop {
+        tokio::select! {
+            biased;
+            next = &mut next => return next,
+            _ = redraw.tick() => live.show(progress.summary(), progress.starting(began.elapsed())),
+        }
+    }
 }
 
 /// It was accepted; that it can no longer be watched does not undo that.
@@ -203,7 +243,7 @@ pub(crate) async fn until_gone(client: &Client, apps: &[String], timeout: Durati
     let mut left: std::collections::BTreeSet<&str> = apps.iter().map(String::as_str).collect();
     // What the list at the beginning of the watch still has.
     let mut listed: std::collections::BTreeSet<String> = Default::default();
-    let bar = spinner();
+    let mut live = Live::start();
     let mut watcher = client.watch("", false);
     let end = tokio::time::sleep(timeout);
     tokio::pin!(end);
@@ -212,8 +252,8 @@ pub(crate) async fn until_gone(client: &Client, apps: &[String], timeout: Durati
             break Ok(());
         }
         let names = left.iter().map(|name| format!("app/{name}")).collect::<Vec<_>>().join(", ");
-        if let Some(bar) = &bar {
-            bar.set_message(format!("{names}: its actors are being stopped"));
+        if let Some(live) = &mut live {
+            live.show(format!("{names}: its actors are being stopped"), Vec::new());
         }
         tokio::select! {
             seen = watcher.next() => match seen {
@@ -237,27 +277,14 @@ pub(crate) async fn until_gone(client: &Client, apps: &[String], timeout: Durati
             ))),
         }
     };
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
     outcome
-}
-
-fn spinner() -> Option<ProgressBar> {
-    if !print::watched() {
-        return None;
-    }
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed:>}") {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(100));
-    Some(bar)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::starting::tests::on;
+    use proto::v1::StartStep;
 
     fn change(app: &str, revision: u64, version: u64) -> AppChange {
         AppChange { app: app.into(), change: "configured".into(), revision, version }
@@ -278,13 +305,36 @@ mod tests {
     #[test]
     fn done_when_every_app_runs_with_its_revision() {
         let mut progress = Progress::new(&[change("a", 2, 5), change("b", 1, 5)]);
-        assert_eq!(progress.see(&status("a", 1, "running", "")), None, "an older revision");
+        let nothing: [&str; 0] = [];
+        assert_eq!(progress.see(&status("a", 1, "running", ""), Duration::ZERO), nothing, "an older revision");
         assert!(progress.outcome().is_none());
-        assert_eq!(progress.see(&status("a", 2, "deploying", "")).as_deref(), Some("app/a deploying 1/2"));
-        assert_eq!(progress.see(&status("a", 2, "deploying", "")), None, "nothing new");
-        progress.see(&status("a", 2, "running", ""));
-        progress.see(&status("b", 3, "running", ""));
+        assert_eq!(progress.see(&status("a", 2, "deploying", ""), Duration::ZERO), ["app/a deploying 1/2"]);
+        assert_eq!(progress.see(&status("a", 2, "deploying", ""), Duration::ZERO), nothing, "nothing new");
+        progress.see(&status("a", 2, "running", ""), Duration::ZERO);
+        progress.see(&status("b", 3, "running", ""), Duration::ZERO);
         assert_eq!(progress.outcome(), Some(Ok(())));
+    }
+
+    #[test]
+    fn what_hosts_do_meanwhile_is_told_and_goes_on_by_time() {
+        let mut progress = Progress::new(&[change("a", 1, 5)]);
+        let seconds = Duration::from_secs;
+        let at = |step, for_ms| {
+            let mut event = status("a", 1, "deploying", "");
+            let Some(What::App(app)) = &mut event.what else { panic!("no app") };
+            app.starting = vec![on("edge", "web", step, for_ms)];
+            event
+        };
+        let lines = progress.see(&at(StartStep::Fetching, 0), seconds(1));
+        assert_eq!(lines, ["app/a deploying 1/2", "a/web on edge: fetching 3.1 of 12.4 MB"]);
+        assert_eq!(progress.see(&at(StartStep::Compiling, 500), seconds(3)), ["a/web on edge: compiling"]);
+        assert_eq!(progress.starting(seconds(7)), ["a/web on edge: compiling for 4 s"]);
+        assert!(progress.see(&at(StartStep::Compiling, 6_000), seconds(9)).is_empty());
+        assert_eq!(progress.starting(seconds(9)), ["a/web on edge: compiling for 6 s"]);
+        let late = progress.late(seconds(60)).to_string();
+        assert!(late.contains("1 of 2 run: a/web on edge: compiling for 6 s; it goes on"), "{late}");
+        progress.see(&status("a", 1, "running", ""), seconds(10));
+        assert!(progress.starting(seconds(10)).is_empty());
     }
 
     #[test]
@@ -293,7 +343,7 @@ mod tests {
         let mut event = status("a", 1, "failed", "actor \"web\": traps at start\nwasm backtrace");
         let Some(What::App(app)) = &mut event.what else { panic!("no app") };
         app.failed = true;
-        progress.see(&event);
+        progress.see(&event, Duration::ZERO);
         let failure = progress.outcome().unwrap().unwrap_err();
         assert_eq!(failure.code(), 1);
         assert_eq!(failure.to_string(), "app/a failed: actor \"web\": traps at start wasm backtrace");
@@ -305,15 +355,15 @@ mod tests {
         let mut event = status("a", 2, "degraded", "actor \"web\": traps at start");
         let Some(What::App(app)) = &mut event.what else { panic!("no app") };
         app.failed = true;
-        progress.see(&event);
+        progress.see(&event, Duration::ZERO);
         assert_eq!(progress.outcome().unwrap().unwrap_err().code(), 1);
     }
 
     #[test]
     fn time_over_gives_exit_code_3_and_the_reason() {
         let mut progress = Progress::new(&[change("a", 1, 5), change("b", 1, 5)]);
-        progress.see(&status("a", 1, "deploying", "no host has label site=paris"));
-        progress.see(&status("b", 1, "running", ""));
+        progress.see(&status("a", 1, "deploying", "no host has label site=paris"), Duration::ZERO);
+        progress.see(&status("b", 1, "running", ""), Duration::ZERO);
         let failure = progress.late(Duration::from_secs(60));
         assert_eq!(failure.code(), 3);
         let text = failure.to_string();
@@ -324,9 +374,9 @@ mod tests {
     #[test]
     fn deleted_while_followed_fails_but_not_when_deleted_before() {
         let mut progress = Progress::new(&[change("a", 1, 5)]);
-        progress.see(&WatchEvent { index: 4, what: Some(What::AppDeleted("a".into())) });
+        progress.see(&WatchEvent { index: 4, what: Some(What::AppDeleted("a".into())) }, Duration::ZERO);
         assert!(progress.outcome().is_none());
-        progress.see(&WatchEvent { index: 6, what: Some(What::AppDeleted("a".into())) });
+        progress.see(&WatchEvent { index: 6, what: Some(What::AppDeleted("a".into())) }, Duration::ZERO);
         assert!(progress.outcome().unwrap().unwrap_err().to_string().contains("deleted meanwhile"));
     }
 }

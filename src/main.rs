@@ -2,7 +2,7 @@
 //!
 //! Reading order: `args` (what can be typed), `context`, `authority` and `client` (which API, why it is trusted,
 //! and how it is asked), then a file for
-//! each family of verbs: `apply` (with `local` and `follow`), `get`, `describe`, `inspect`, `registry`, `change`, `stream`,
+//! each family of verbs: `apply` (with `local`, `follow` and `starting`), `get`, `describe`, `inspect`, `registry`, `change`, `stream`,
 //! `top`, `schedulers`, `access`, `backup`, `call`; `print` (what all of them write) and `failure` (how they end). `run` has
 //! the server sides, compiled in by feature.
 //!
@@ -35,6 +35,7 @@ mod registry;
 #[cfg(any(feature = "host", feature = "scheduler"))]
 mod run;
 mod schedulers;
+mod starting;
 mod stream;
 mod top;
 

@@ -95,14 +95,9 @@ impl Bus {
         Some(format!("{why}; check --nats and that the server runs"))
     }
 
-    /// The servers that are named, without what stands before an `@`: that may be a password.
+    /// The servers that are named, without their secrets.
     pub fn urls(&self) -> Vec<String> {
-        let bare = |url: &String| match (url.split_once("://"), url.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-            (None, Some((_, host))) => host.to_owned(),
-            (_, None) => url.clone(),
-        };
-        self.link.wire.urls().iter().map(bare).collect()
+        self.link.wire.urls().iter().map(|url| crate::without_secret(url)).collect()
     }
 
     /// Host and port of every server that is named or was heard of.

@@ -106,9 +106,18 @@ impl Config {
     }
 }
 
+/// The URL of a server without what stands before an `@`, which may be a password: to be shown.
+pub fn without_secret(url: &str) -> String {
+    let is_scheme = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric());
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) if is_scheme(scheme) => format!("{scheme}://{host}"),
+        (_, Some((_, host))) => host.to_owned(),
+        (_, None) => url.to_owned(),
+    }
+}
+
 fn server(url: &str) -> Result<ServerAddr, Error> {
-    // A password in the URL is not repeated in the message.
-    let shown = url.rsplit_once('@').map_or(url, |(_, host)| host);
+    let shown = without_secret(url);
     let wrong = |problem: &str| Error::Config(format!("NATS server {shown:?}: {problem}: write nats://host:4222"));
     let server: ServerAddr = url.parse().map_err(|_| wrong("not a URL"))?;
     match server.scheme() {
@@ -168,6 +177,23 @@ mod tests {
         let error = server("http://user:hunter2@a:1").expect_err("scheme").to_string();
         assert!(!error.contains("hunter2"), "{error}");
         assert!(Config { urls: vec![], ..config() }.servers().is_err());
+    }
+
+    #[test]
+    fn what_is_shown_of_a_url_has_no_secret() {
+        for (url, shown) in [
+            ("nats://a:1", "nats://a:1"),
+            ("a:1", "a:1"),
+            ("nats://user:pw@a:1", "nats://a:1"),
+            ("tls://token@[::1]:4222", "tls://[::1]:4222"),
+            ("user:pw@a:1", "a:1"),
+            ("nats://user:p@ss@a", "nats://a"),
+            ("user:p@ss://x@a", "a"),
+            ("user:pw://x@a", "a"),
+            ("user:pw@", ""),
+        ] {
+            assert_eq!(without_secret(url), shown, "{url}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod wire;
 pub mod broker;
 
 pub use client::Bus;
-pub use config::Config;
+pub use config::{Config, without_secret};
 pub use drops::{Drops, Reason};
 pub use envelope::{HEADERS_BYTES_MAX, Headers};
 pub use error::Error;

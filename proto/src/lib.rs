@@ -2,8 +2,8 @@
 //!
 //! Reading order: `app` (the nouns), `manifest` (YAML -> App), `component` (bytes -> what
 //! they import and export), `check` (one against the other), `needs` (what a component wants granted), `address` (what
-//! a granted address means), `policy` (what a host takes away), `subject` (addresses on the bus), `backup` (the file of a
-//! backup), `v1` (wire types, generated from lattice/v1/*.proto).
+//! a granted address means), `policy` (what a host takes away), `subject` (addresses on the bus), `starting` (how far a host
+//! is, in words), `backup` (the file of a backup), `v1` (wire types, generated from lattice/v1/*.proto).
 
 pub mod address;
 pub mod app;
@@ -14,6 +14,7 @@ pub mod fault;
 pub mod manifest;
 pub mod needs;
 pub mod policy;
+pub mod starting;
 pub mod subject;
 pub mod time;
 

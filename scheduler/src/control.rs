@@ -482,7 +482,13 @@ impl Control {
                 self.shared.bus.drops().count(bus::Reason::Stale);
                 false
             }
-            Heard::Same => false,
+            Heard::Same => {
+                // For those who watch: there is nothing to decide.
+                if !beat.starting.is_empty() {
+                    self.shared.changed();
+                }
+                false
+            }
             Heard::Changed => {
                 self.shared.changed();
                 true

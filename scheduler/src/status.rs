@@ -3,6 +3,7 @@
 use crate::plan::{Config, Observed, RunningNow, Seen, Unplaced, brakes, daemon_target, meets};
 use crate::state::{AppState, HostState, State};
 use proto::app::{Component, HostId, Kind, Link, Name, Scaler};
+use proto::starting::{self, STARTING_MAX};
 use proto::v1 as pb;
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -27,6 +28,8 @@ struct Tally {
     current: u64,
     failed: Option<String>,
     waiting: Option<String>,
+    /// What hosts do to bring it up.
+    starting: Vec<pb::StartStatus>,
 }
 
 impl View<'_> {
@@ -44,7 +47,7 @@ impl View<'_> {
     }
 
     fn app(&self, name: &Name, app: &AppState) -> pb::AppStatus {
-        let tallies: Vec<Tally> =
+        let mut tallies: Vec<Tally> =
             app.spec().components.iter().map(|(component, spec)| self.tally(name, app, component, spec)).collect();
         let sum = |f: fn(&Tally) -> u64| u32::try_from(tallies.iter().map(f).sum::<u64>()).unwrap_or(u32::MAX);
         let (desired, running, current) = (sum(|t| t.desired), sum(|t| t.running), sum(|t| t.current));
@@ -59,6 +62,9 @@ impl View<'_> {
             (_, None, Some(_)) if running > 0 => "degraded",
             _ => "deploying",
         };
+        let mut starting: Vec<_> = tallies.iter_mut().flat_map(|t| std::mem::take(&mut t.starting)).collect();
+        let more = starting.len().saturating_sub(STARTING_MAX);
+        starting.truncate(STARTING_MAX);
         let has_failed = failed.is_some();
         let message =
             if state == "running" { String::new() } else { failed.or(unrouted).or(waiting).unwrap_or_default() };
@@ -72,23 +78,22 @@ impl View<'_> {
             message,
             urls: self.urls(app),
             failed: has_failed,
+            starting,
+            starting_more: u32::try_from(more).unwrap_or(u32::MAX),
         }
     }
 
     /// An ingress that does not know the app's routes yet: who is told that it runs may ask there at once. Hosts that are
     /// silent are not waited for, nor is what others changed since.
     fn unrouted(&self, app: &AppState) -> Option<String> {
-        let actors = app.spec().components.values().filter_map(|c| match &c.kind {
-            Kind::Actor(actor) => Some(actor),
-            Kind::Provider(_) => None,
-        });
-        if actors.into_iter().all(|actor| actor.ingress.is_empty()) {
+        let is_routed = |c: &Component| matches!(&c.kind, Kind::Actor(actor) if !actor.ingress.is_empty());
+        if !app.spec().components.values().any(is_routed) {
             return None;
         }
         self.state.hosts.iter().filter(|(_, record)| !record.lost && !record.hello.ingress.is_empty()).find_map(
             |(id, record)| {
                 let seen = self.observed.hosts.get(id)?;
-                let is_heard = self.now_ms.saturating_sub(seen.at_ms) < self.timers.suspect_ms && !seen.leaving;
+                let is_heard = self.silence_ms(id) < self.timers.suspect_ms && !seen.leaving;
                 let knows = seen.generation >= record.generation.min(app.version);
                 let name = &record.hello.name;
                 (is_heard && !knows).then(|| format!("the ingress of host {name} has not taken the routes yet"))
@@ -119,6 +124,9 @@ impl View<'_> {
                     tally.current += if now.revision == app.current { n } else { 0 };
                 } else if now.state == pb::RunState::Failed && now.revision == app.current {
                     tally.failed = Some(format!("{component} on host {}: {}", record.hello.name, now.error));
+                } else if let Some(starting) = self.starting(host, &key, now).cloned() {
+                    let host_name = record.hello.name.clone();
+                    tally.starting.push(pb::StartStatus { host_name, starting: Some(starting) });
                 }
             }
         }
@@ -126,6 +134,12 @@ impl View<'_> {
             tally.waiting = Some(format!("{component}: {} of {} replicas wait: {}", u.missing, tally.desired, u.why));
         }
         tally
+    }
+
+    /// How far a host is with a component that it said to be starting.
+    fn starting(&self, host: &HostId, key: &(Name, Name), now: &RunningNow) -> Option<&pb::Starting> {
+        let seen = self.observed.hosts.get(host).filter(|_| now.state == pb::RunState::Starting)?;
+        seen.starting.get(key).filter(|starting| starting.revision == now.revision)
     }
 
     fn desired(&self, spec: &Component) -> u64 {
@@ -197,7 +211,10 @@ impl View<'_> {
             let all = self.observed.running(host, &key);
             let now = all.iter().find(|r| r.revision == placed.revision);
             let serving = all.iter().find(|r| r.state == pb::RunState::Running);
-            let (state, message) = state_of(record, now);
+            let (state, mut message) = state_of(record, now);
+            if let Some(starting) = now.filter(|_| !record.lost).and_then(|now| self.starting(host, &key, now)) {
+                message = starting::text(starting, self.silence_ms(host));
+            }
             let live = if record.lost { None } else { serving };
             let load = live.and_then(|_| self.observed.hosts.get(host)).map(|seen| &seen.load);
             let told = load.and_then(|load| Some((load, load.actors.get(&key)?)));
@@ -236,8 +253,7 @@ impl View<'_> {
 
     pub fn host(&self, id: &HostId) -> Option<pb::HostStatus> {
         let record = self.state.hosts.get(id)?;
-        let seen = self.observed.hosts.get(id);
-        let silent_ms = self.now_ms.saturating_sub(seen.map_or(self.observed.since_ms, |s| s.at_ms));
+        let (seen, silent_ms) = (self.observed.hosts.get(id), self.silence_ms(id));
         let state = if record.lost {
             "lost"
         } else if record.draining {
@@ -268,6 +284,12 @@ impl View<'_> {
         })
     }
 
+    /// Since a host's last heartbeat, or since this scheduler took office where it has heard none.
+    fn silence_ms(&self, id: &HostId) -> u64 {
+        let heard_ms = self.observed.hosts.get(id).map_or(self.observed.since_ms, |seen| seen.at_ms);
+        self.now_ms.saturating_sub(heard_ms)
+    }
+
     /// Hosts that are lost or not heard for a while, whatever else is asked of them; the longest silent first.
     pub fn silent(&self) -> Vec<pb::SilentHost> {
         let mut all: Vec<pb::SilentHost> = self
@@ -275,14 +297,13 @@ impl View<'_> {
             .hosts
             .iter()
             .filter_map(|(id, record)| {
-                let seen = self.observed.hosts.get(id);
-                let silent_ms = self.now_ms.saturating_sub(seen.map_or(self.observed.since_ms, |s| s.at_ms));
+                let (heard, silent_ms) = (self.observed.hosts.contains_key(id), self.silence_ms(id));
                 let state = match (record.lost, silent_ms >= self.timers.suspect_ms) {
                     (true, _) => "lost",
                     (false, true) => "suspect",
                     (false, false) => return None,
                 };
-                let (id, name, heard) = (id.to_string(), record.hello.name.clone(), seen.is_some());
+                let (id, name) = (id.to_string(), record.hello.name.clone());
                 Some(pb::SilentHost { id, name, state: state.to_owned(), silent_ms, heard })
             })
             .collect();
@@ -388,5 +409,96 @@ fn state_of(record: &HostState, now: Option<&RunningNow>) -> (String, String) {
         Some((pb::RunState::Running, _)) => ("running".into(), String::new()),
         Some((pb::RunState::Failed, n)) => ("failed".into(), n.error.clone()),
         _ => ("starting".into(), String::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "helpers of tests")]
+    use super::*;
+    use crate::plan::plan;
+    use pb::command::What;
+    use std::collections::BTreeSet;
+
+    fn host(n: usize) -> HostId {
+        ulid::Ulid::from(n as u128 + 1).to_string().parse().unwrap()
+    }
+
+    fn apply(state: &mut State, what: Vec<What>) {
+        let commands = what.into_iter().map(|what| pb::Command { request_id: String::new(), what: Some(what) });
+        let entry = pb::Entry { version: 1, time_ms: 1, commands: commands.collect() };
+        let index = state.applied + 1;
+        for outcome in state.apply(index, &entry, &mut BTreeSet::new()) {
+            assert_eq!(outcome.error, "");
+        }
+    }
+
+    /// An actor with a replica on each of so many hosts.
+    fn placed(hosts: usize) -> State {
+        let mut state = State::default();
+        let facts = Some(pb::Facts { arch: "x86_64".into(), os: "linux".into(), leases: true, ..Default::default() });
+        let hello = |n| pb::Hello {
+            lattice: "test".into(),
+            host: host(n).to_string(),
+            name: format!("h{n}"),
+            boot: "b".into(),
+            facts: facts.clone(),
+            ..Default::default()
+        };
+        let register = |n| What::RegisterHost(pb::RegisterHost { hello: Some(hello(n)) });
+        apply(&mut state, (0..hosts).map(register).collect());
+        let web = serde_json::json!({ "kind": { "actor": { "image": "a" } },
+            "scaler": { "spread": { "replicas": hosts, "spread": [] } } });
+        let spec = serde_json::json!({ "name": "shop", "components": { "web": web } }).to_string().into_bytes();
+        apply(&mut state, vec![What::ApplyApp(pb::ApplyApp { spec, if_version: 0 })]);
+        let plan = plan(&state, &Observed::default(), 0, &Config::default());
+        let commit = pb::CommitPlan { based_on: plan.based_on, changes: plan.changes };
+        apply(&mut state, vec![What::CommitPlan(commit)]);
+        state
+    }
+
+    fn beat(seq: u64, starting: bool) -> pb::Beat {
+        let state = if starting { pb::RunState::Starting } else { pb::RunState::Running };
+        let (app, component) = ("shop".to_owned(), "web".to_owned());
+        let running =
+            pb::Running { app, component, revision: 1, replicas: 1, state: state.into(), ..Default::default() };
+        let at = pb::Starting {
+            app: running.app.clone(),
+            component: running.component.clone(),
+            revision: 1,
+            step: pb::StartStep::Compiling.into(),
+            for_ms: 1_500,
+            ..Default::default()
+        };
+        pb::Beat {
+            boot: "b".into(),
+            seq,
+            inventory_version: seq,
+            inventory: Some(pb::Inventory { items: vec![running] }),
+            starting: if starting { vec![at] } else { Vec::new() },
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_hosts_bring_up_is_told_within_bounds_until_it_runs() {
+        let hosts = STARTING_MAX + 6;
+        let (mut state, mut observed) = (placed(hosts), Observed::default());
+        for n in 0..hosts {
+            observed.beat(&host(n), &beat(1, true), 1_000);
+        }
+        observed.beat(&host(1), &beat(2, false), 1_000);
+        apply(&mut state, vec![What::MarkLost(pb::MarkLost { host: host(2).to_string() })]);
+        let view = View { state: &state, observed: &observed, unplaced: &[], now_ms: 3_500, timers: Config::default() };
+        let app = view.apps("").remove(0);
+        // Without the one that runs it and the one that is lost.
+        assert_eq!((app.starting.len(), app.starting_more), (STARTING_MAX, 4));
+        assert_eq!(app.starting[0].host_name, "h0");
+        assert_eq!(app.starting[0].starting.as_ref().unwrap().for_ms, 1_500, "as it was told");
+        let actors = view.actors("");
+        let told = |n: usize| (actors[n].state.as_str(), actors[n].message.as_str());
+        assert_eq!(told(0), ("starting", "compiling for 4 s"));
+        assert_eq!(told(1), ("running", ""));
+        assert_eq!(told(2), ("lost", "host h2 is lost"));
     }
 }

@@ -20,6 +20,11 @@ fn still(host: pb::HostStatus) -> pb::HostStatus {
     }
 }
 
+/// An app without what moves while hosts bring it up.
+fn settled(app: pb::AppStatus) -> pb::AppStatus {
+    pb::AppStatus { starting: Vec::new(), starting_more: 0, ..app }
+}
+
 /// What one watcher was told.
 #[derive(Default)]
 pub struct Watched {
@@ -88,7 +93,10 @@ impl Watched {
     /// What differs from what was told. Only the last event has the newest index: who goes on behind an event in the
     /// middle must be told the rest.
     pub fn round(&mut self, view: &View<'_>) -> Vec<pb::WatchEvent> {
-        let apps = view.apps(&self.request.app);
+        let mut apps = view.apps(&self.request.app);
+        if !self.request.progress {
+            apps = apps.into_iter().map(settled).collect();
+        }
         let hosts = if self.request.hosts { view.hosts() } else { Vec::new() };
         let mut events = std::mem::take(&mut self.gone);
         let now: BTreeMap<String, pb::AppStatus> = apps.into_iter().map(|a| (a.name.clone(), a)).collect();

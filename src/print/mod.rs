@@ -1,6 +1,7 @@
 //! What goes to stdout and stderr, and how it looks: `table`, `shape` (JSON and YAML), `rows` (what a table shows
-//! of a shape), `problems` (a manifest's errors), `time`. Answers go to stdout, all else to stderr.
+//! of a shape), `live` (lines that are redrawn), `problems` (a manifest's errors), `time`. Answers go to stdout, all else to stderr.
 
+pub(crate) mod live;
 pub(crate) mod problems;
 pub(crate) mod rows;
 pub(crate) mod shape;

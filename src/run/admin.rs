@@ -44,15 +44,21 @@ pub(crate) struct AdminArgs {
 }
 
 /// Why something is not well.
-type Answer = Result<(), String>;
+pub(crate) type Answer = Result<(), String>;
 
-/// One part of a process, and how it is asked.
-pub(crate) struct Part {
-    pub(crate) name: &'static str,
-    pub(crate) live: Box<dyn Fn() -> Answer + Send + Sync>,
-    pub(crate) ready: Box<dyn Fn() -> Answer + Send + Sync>,
+/// How a part of a process is asked whether it is well.
+pub(crate) trait Health: Send + Sync {
+    /// Its loop runs: else only another start helps.
+    fn live(&self) -> Answer;
+    /// It can be asked for what it is there for.
+    fn ready(&self) -> Answer;
     /// What is not as it should be, though it can be asked.
-    pub(crate) lacks: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    fn lacks(&self) -> Option<String>;
+}
+
+struct Part {
+    name: &'static str,
+    health: Box<dyn Health>,
 }
 
 /// What is told.
@@ -68,20 +74,20 @@ impl Told {
         Self { parts: Vec::new(), registry }
     }
 
-    pub(crate) fn add(&mut self, part: Part, metrics: Box<dyn Collector>) {
-        self.parts.push(part);
+    pub(crate) fn add(&mut self, name: &'static str, health: Box<dyn Health>, metrics: Box<dyn Collector>) {
+        self.parts.push(Part { name, health });
         self.registry.register_collector(metrics);
     }
 
-    fn all(&self, ask: impl Fn(&Part) -> Answer) -> Answer {
-        let wrong: Vec<String> =
-            self.parts.iter().filter_map(|part| ask(part).err().map(|why| format!("{}: {why}", part.name))).collect();
+    fn all(&self, ask: impl Fn(&dyn Health) -> Answer) -> Answer {
+        let wrong = self.parts.iter().filter_map(|part| Some(format!("{}: {}", part.name, ask(&*part.health).err()?)));
+        let wrong: Vec<String> = wrong.collect();
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
     }
 
     /// `ready`, and a line for each part that lacks something all the same.
     fn ready_text(&self) -> String {
-        let lacks = self.parts.iter().filter_map(|part| Some(format!("\n{}: {}", part.name, (part.lacks)()?)));
+        let lacks = self.parts.iter().filter_map(|part| Some(format!("\n{}: {}", part.name, part.health.lacks()?)));
         std::iter::once("ready".to_owned()).chain(lacks).collect()
     }
 
@@ -92,8 +98,8 @@ impl Told {
             return response;
         }
         match request.uri().path() {
-            "/healthz" => well(self.all(|part| (part.live)()), "ok"),
-            "/readyz" => well(self.all(|part| (part.ready)()), &self.ready_text()),
+            "/healthz" => well(self.all(|part| part.live()), "ok"),
+            "/readyz" => well(self.all(|part| part.ready()), &self.ready_text()),
             "/metrics" => {
                 let mut page = String::new();
                 if text::encode(&mut page, &self.registry).is_err() {
@@ -246,22 +252,28 @@ mod tests {
 
     #[test]
     fn a_part_that_is_not_well_is_named() {
-        let part = |name, ready: Answer| Part {
-            name,
-            live: Box::new(|| Ok(())),
-            ready: Box::new(move || ready.clone()),
-            lacks: Box::new(|| Some("the bus is not connected".to_owned())),
-        };
+        struct Fixed(Answer);
+        impl Health for Fixed {
+            fn live(&self) -> Answer {
+                Ok(())
+            }
+            fn ready(&self) -> Answer {
+                self.0.clone()
+            }
+            fn lacks(&self) -> Option<String> {
+                Some("the bus is not connected".to_owned())
+            }
+        }
         let mut told = Told::new();
-        told.add(part("scheduler", Ok(())), Box::new(Process));
+        told.add("scheduler", Box::new(Fixed(Ok(()))), Box::new(Process));
         let ask = |told: &Told, method: &str, path: &str| {
             told.answer(&Request::builder().method(method).uri(path).body(()).unwrap()).status().as_u16()
         };
         assert_eq!((ask(&told, "GET", "/healthz"), ask(&told, "HEAD", "/readyz?x")), (200, 200));
         assert_eq!(told.ready_text(), "ready\nscheduler: the bus is not connected");
-        told.add(part("host", Err("it is ending".into())), Box::new(Process));
+        told.add("host", Box::new(Fixed(Err("it is ending".into()))), Box::new(Process));
         assert_eq!((ask(&told, "GET", "/healthz"), ask(&told, "GET", "/readyz")), (200, 503));
-        assert_eq!(told.all(|part| (part.ready)()).unwrap_err(), "host: it is ending");
+        assert_eq!(told.all(|part| part.ready()).unwrap_err(), "host: it is ending");
         assert_eq!((ask(&told, "POST", "/metrics"), ask(&told, "GET", "/")), (405, 404));
         let page = told.answer(&Request::get("/metrics").body(()).unwrap());
         assert_eq!(

@@ -3,7 +3,7 @@
 
 use crate::failure::Failure;
 use crate::run::Tls;
-use crate::run::admin::{self, Part, Told};
+use crate::run::admin::{self, Answer, Health, Told};
 #[cfg(feature = "host")]
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -209,8 +209,8 @@ pub(crate) async fn up(config: UpConfig) -> anyhow::Result<Running> {
     };
     if let Some(at) = config.admin {
         let mut told = Told::new();
-        tell_scheduler(&mut told, &scheduler.0);
-        tell_host(&mut told, &host.0);
+        told.add("scheduler", Box::new(scheduler.0.health()), scheduler.0.metrics());
+        told.add("host", Box::new(host.0.health()), host.0.metrics());
         running.tell(at, config.tls.as_ref(), told).await?;
     }
     let stop = running.stop.clone();
@@ -247,7 +247,7 @@ pub(crate) async fn scheduler(config: SchedulerConfig) -> anyhow::Result<Running
     };
     if let Some(at) = admin {
         let mut told = Told::new();
-        tell_scheduler(&mut told, &scheduler);
+        told.add("scheduler", Box::new(scheduler.health()), scheduler.metrics());
         running.tell(at, tls.as_ref(), told).await?;
     }
     let stop = running.stop.clone();
@@ -270,7 +270,7 @@ pub(crate) async fn host(config: HostConfig) -> anyhow::Result<Running> {
         Running { bus: urls, ingress: agent.ingress(), host: Some(agent.id().to_string()), ..Running::default() };
     if let Some(at) = admin {
         let mut told = Told::new();
-        tell_host(&mut told, &agent);
+        told.add("host", Box::new(agent.health()), agent.metrics());
         running.tell(at, tls.as_ref(), told).await?;
     }
     let stop = running.stop.clone();
@@ -362,36 +362,32 @@ async fn start_host(config: HostConfig) -> anyhow::Result<(host::agent::Agent, b
 }
 
 #[cfg(feature = "scheduler")]
-fn tell_scheduler(told: &mut Told, scheduler: &scheduler::Scheduler) {
-    let health = || scheduler.health();
-    let (live, ready, lacks) = (health(), health(), health());
-    let part = Part {
-        name: "scheduler",
-        live: Box::new(move || live.live()),
-        ready: Box::new(move || ready.ready()),
-        lacks: Box::new(move || lacks.lacks()),
-    };
-    told.add(part, scheduler.metrics());
+impl Health for scheduler::Health {
+    fn live(&self) -> Answer {
+        self.live()
+    }
+    fn ready(&self) -> Answer {
+        self.ready()
+    }
+    fn lacks(&self) -> Option<String> {
+        self.lacks()
+    }
 }
 
 #[cfg(feature = "host")]
-fn tell_host(told: &mut Told, agent: &host::agent::Agent) {
-    let health = || agent.health();
-    let (live, ready, lacks) = (health(), health(), health());
-    let part = Part {
-        name: "host",
-        live: Box::new(move || live.live()),
-        ready: Box::new(move || ready.ready()),
-        lacks: Box::new(move || lacks.lacks()),
-    };
-    told.add(part, agent.metrics());
+impl Health for host::agent::Health {
+    fn live(&self) -> Answer {
+        self.live()
+    }
+    fn ready(&self) -> Answer {
+        self.ready()
+    }
+    fn lacks(&self) -> Option<String> {
+        self.lacks()
+    }
 }
 
-/// URLs without what stands before an `@`: that may be a password.
+/// URLs of the bus, without their secrets.
 fn shown(urls: &[String]) -> String {
-    let bare = |url: &String| match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-        _ => url.clone(),
-    };
-    urls.iter().map(bare).collect::<Vec<_>>().join(",")
+    urls.iter().map(|url| bus::without_secret(url)).collect::<Vec<_>>().join(",")
 }

@@ -206,7 +206,7 @@ fn a_watch_goes_on_where_it_was(broker: Broker) {
     lattice.apply(&manifests::counter());
     block(async {
         let mut api = client(&lattice).await;
-        let watch = |after, app: &str| WatchRequest { after, app: app.into(), hosts: app.is_empty() };
+        let watch = |after, app: &str| WatchRequest { after, app: app.into(), hosts: app.is_empty(), progress: false };
         let mut last = 0;
         let mut stream = api.watch(watch(0, "")).await.unwrap().into_inner();
         let list = read(&mut stream, &mut last, |w| matches!(w, What::Synced(true))).await;

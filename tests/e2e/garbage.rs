@@ -80,7 +80,7 @@ fn apply(lattice: &Lattice) {
 }
 
 /// What counts up by itself, or follows from what is done at the moment.
-const MOVING: [&str; 14] = [
+const MOVING: [&str; 12] = [
     "requests",
     "errors",
     "requests_per_s",
@@ -91,10 +91,8 @@ const MOVING: [&str; 14] = [
     "p99_us",
     "cpu_millis",
     "resident_bytes",
-    "memory_bytes",
     "seen_ms",
     "dropped",
-    "load",
 ];
 
 /// What is desired, what is placed and what is linked, without what moves.

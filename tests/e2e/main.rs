@@ -36,6 +36,7 @@ mod other;
 #[cfg(target_os = "linux")]
 mod power;
 mod programs;
+mod progress;
 mod reads;
 mod registry;
 mod schedulers;

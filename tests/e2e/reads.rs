@@ -43,7 +43,7 @@ fn leaderless() {
     let mut cluster = Cluster::start(3);
     cluster.ok(1, &["apply", "--detach", &cluster.manifest("hello", "/", 2)]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let watch = |after| WatchRequest { after, app: "hello".into(), hosts: false };
+    let watch = |after| WatchRequest { after, app: "hello".into(), ..WatchRequest::default() };
     let mut api = runtime.block_on(client(&cluster, 3));
     let mut stream = runtime.block_on(api.watch(watch(0))).unwrap().into_inner();
     let mut last = (0, 0);
@@ -112,7 +112,7 @@ fn behind() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let leader = cluster.leader();
     let follower = cluster.alive().into_iter().find(|id| *id != leader).unwrap();
-    let watch = |after| WatchRequest { after, app: "hello".into(), hosts: false };
+    let watch = |after| WatchRequest { after, app: "hello".into(), ..WatchRequest::default() };
     let mut api = runtime.block_on(client(&cluster, leader));
     let mut stream = runtime.block_on(api.watch(watch(0))).unwrap().into_inner();
     let mut last = (0, 0);
@@ -152,7 +152,7 @@ fn unread() {
         let url = format!("http://{}", cluster.schedulers[&1].api);
         let narrow = Channel::from_shared(url).unwrap().initial_stream_window_size(1_024);
         let mut watching = ControlClient::new(narrow.connect().await.unwrap());
-        let watch = |after| WatchRequest { after, app: "hello".into(), hosts: false };
+        let watch = |after| WatchRequest { after, app: "hello".into(), ..WatchRequest::default() };
         let mut stream = watching.watch(watch(0)).await.unwrap().into_inner();
         let mut api = client(&cluster, 1).await;
         let begun = std::time::Instant::now();
@@ -228,7 +228,7 @@ fn watch() {
     cluster.ok(third, &["scale", "hello/hello", "21"]);
     runtime.block_on(async {
         let mut other = client(&cluster, third).await;
-        let request = WatchRequest { after: last.0, app: "hello".into(), hosts: false };
+        let request = WatchRequest { after: last.0, app: "hello".into(), ..WatchRequest::default() };
         let mut stream = other.watch(request).await.unwrap().into_inner();
         read(&mut stream, &mut last, 21).await;
         // An index that is still to come is refused by name.

@@ -137,7 +137,7 @@ impl Watcher {
             // It is told everything again.
             *self = Self::default();
         }
-        let request = pb::WatchRequest { after: self.last, app: String::new(), hosts: true };
+        let request = pb::WatchRequest { after: self.last, hosts: true, ..Default::default() };
         let mut watched = Watched::new(request);
         let replica = &process.replica;
         let (touched, compacted) = (replica.touched_after(self.last), replica.compacted());

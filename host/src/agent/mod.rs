@@ -1,7 +1,7 @@
 //! The host's loop: takes assignments, stores them, makes them so, and says what runs. Needs nothing but the bus; when
 //! the bus is away it runs its last assignment.
 //!
-//! Reading order: `Agent` (start, shutdown), `run` (the loop), `start` (one component), `answer` (questions), `jobs`
+//! Reading order: `Agent` (start, shutdown), `run` (the loop), `start` (one component), `steps` (how far it is), `answer` (questions), `jobs`
 //! (programs), `pulse` (heartbeats), `running` (what is up), `telemetry` (health, metrics), `disk` (what is remembered),
 //! `away` (where the bus is).
 
@@ -15,6 +15,7 @@ mod pulse;
 mod run;
 mod running;
 mod start;
+mod steps;
 mod telemetry;
 
 pub use telemetry::Health;
@@ -191,6 +192,7 @@ impl Agent {
             pulse: Arc::default(),
             telemetry,
             doors: Arc::default(),
+            steps: Arc::default(),
             fetches: Arc::new(Semaphore::new(start::FETCHES_MAX)),
         };
         let (commands, received) = mpsc::channel(16);

@@ -92,6 +92,7 @@ impl Pulse {
         state.beat.leaving = leaving;
         state.beat.dropped = parts.bus.drops().total();
         state.beat.load = load;
+        state.beat.starting = parts.steps.told();
         let mut beat = state.beat.clone();
         let now = inventory.map_or(before, |items| pb::Inventory { items });
         if changed || is_full(beat.seq) {

@@ -31,14 +31,14 @@ const PARTING_MAX: Duration = Duration::from_secs(24 * 3600);
 const LEASE_LOOK: Duration = Duration::from_millis(200);
 /// Time for requests under way when the host ends.
 const SHUTDOWN_DRAIN: Duration = Duration::from_secs(5);
-/// How often it is seen whether somebody who looked an actor up has not entered it yet.
-const LOOKED_UP_POLL: Duration = Duration::from_millis(10);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Of the time, the share in which heartbeats that tell of a change are made: with thousands of components each of them
 /// takes its time, and while those start there is always something to tell.
 const TELLING_SHARE: u32 = 10;
 const TELLING_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A step of bringing something up is told when it has lasted for so long, and not more often: most are over before.
+const STEP_TELL: Duration = Duration::from_millis(250);
 /// How often expired values are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
 const SWEEP_MIN: Duration = Duration::from_secs(1);
@@ -66,6 +66,10 @@ pub(super) struct Loop {
     /// There is something to tell, and not before then.
     changed: bool,
     tell_at: Instant,
+    /// When it is told that a step was taken.
+    step_at: Option<Instant>,
+    /// The last heartbeat told of something that is being brought up.
+    step_told: bool,
     /// A store had failed when the last heartbeat was made.
     failing: bool,
     /// What shall run has to be compared with what does; what is under a lease, with whether there was one.
@@ -107,6 +111,8 @@ impl Loop {
             since: Since::now(),
             changed: true,
             tell_at: Instant::now(),
+            step_at: None,
+            step_told: false,
             failing: false,
             unsure: true,
             leased: false,
@@ -136,7 +142,7 @@ impl Loop {
         // A timer would wait for as long as the machine slept.
         let mut look = tokio::time::interval(LEASE_LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let pulse = self.parts.pulse.clone();
+        let (pulse, steps) = (self.parts.pulse.clone(), self.parts.steps.clone());
         let mut greeted = 0;
         loop {
             let now = *connection.borrow_and_update();
@@ -148,6 +154,9 @@ impl Loop {
             self.reconcile();
             if self.changed && Instant::now() >= self.tell_at {
                 self.tell().await;
+            }
+            if self.step_at.is_some_and(|at| at <= Instant::now()) {
+                self.tell_steps().await;
             }
             tokio::select! {
                 command = commands.recv() => match command {
@@ -169,6 +178,10 @@ impl Loop {
                 Some(gone) = self.partings.join_next() => self.parted(gone),
                 () = pulse.leased.notified() => {}
                 () = tokio::time::sleep_until(self.tell_at.into()), if self.changed => {}
+                () = steps.moved.notified() => {
+                    self.step_at.get_or_insert_with(|| Instant::now() + STEP_TELL);
+                }
+                () = until(self.step_at), if self.step_at.is_some() => {}
                 _ = look.tick(), if self.up.values().any(|i| i.strict) => {}
                 Ok(()) = connection.changed() => {}
                 _ = beat.tick() => self.beat(false).await,
@@ -198,6 +211,14 @@ impl Loop {
         self.tell_at = Instant::now() + (begun.elapsed() * (TELLING_SHARE - 1)).min(TELLING_PAUSE_MAX);
     }
 
+    /// Tells of a step, unless all is over.
+    async fn tell_steps(&mut self) {
+        self.step_at = None;
+        if self.step_told || !self.parts.steps.is_empty() {
+            self.beat(false).await;
+        }
+    }
+
     async fn beat(&mut self, leaving: bool) {
         let fence = self.stored.as_ref().map_or((0, 0), |s| (s.term, s.generation));
         let failing = self.up.values().any(|i| matches!(&i.what, What::Provider(store) if store.failure().is_some()));
@@ -212,6 +233,7 @@ impl Loop {
         });
         let load = self.since.load(&self.parts.running);
         let beat = self.parts.pulse.next(&self.parts, items, fence, leaving, load);
+        (self.step_at, self.step_told) = (None, !beat.starting.is_empty());
         // A beat that waited for the bus would be old news: it is made and dropped.
         if !self.parts.bus.connection().borrow().up {
             return;
@@ -438,11 +460,11 @@ impl Loop {
             self.parting.insert(key.clone(), instance.revision);
             self.partings.spawn(async move {
                 // Its invocations end with the lease at the latest, or by their own limits.
-                let_go(instance, PARTING_MAX).await;
+                instance.let_go(PARTING_MAX).await;
                 key
             });
         } else {
-            tokio::spawn(let_go(instance, DRAIN));
+            tokio::spawn(instance.let_go(DRAIN));
         }
     }
 
@@ -484,30 +506,15 @@ impl Loop {
         let mut ending = JoinSet::new();
         for (key, instance) in std::mem::take(&mut self.up) {
             self.parts.running.remove(&key);
-            ending.spawn(let_go(instance, SHUTDOWN_DRAIN));
+            ending.spawn(instance.let_go(SHUTDOWN_DRAIN));
         }
         let _ = tokio::time::timeout(SHUTDOWN_DRAIN, ending.join_all()).await;
     }
 }
 
-/// First no more calls from the bus, then the requests under way are finished, then it is gone.
-async fn let_go(instance: Instance, drain: Duration) {
-    let Instance { what, servings, door, .. } = instance;
-    for serving in servings {
-        let _ = tokio::time::timeout(drain, serving.drain()).await;
-    }
-    // Unless another revision goes on with it.
-    if let Some(door) = door.and_then(Arc::into_inner) {
-        let _ = tokio::time::timeout(drain, door.serving.drain()).await;
-    }
-    if let What::Actor(actor) = what {
-        // Who looked it up holds it until it is answered, so whoever may still want in gets in.
-        let held = async {
-            while Arc::strong_count(&actor) > 1 {
-                tokio::time::sleep(LOOKED_UP_POLL).await;
-            }
-        };
-        let _ = tokio::time::timeout(drain, held).await;
-        actor.drain(drain).await;
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }

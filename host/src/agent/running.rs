@@ -10,6 +10,10 @@ use crate::rpc::Slot;
 use proto::app::Name;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+/// How often it is seen whether somebody who looked an actor up has not entered it yet.
+const LOOKED_UP_POLL: Duration = Duration::from_millis(10);
 
 /// A component that is up.
 pub(super) struct Instance {
@@ -22,6 +26,30 @@ pub(super) struct Instance {
     pub(super) servings: Vec<bus::Serving>,
     /// Where HTTP comes in from other hosts, for all of its revisions.
     pub(super) door: Option<Arc<Door>>,
+}
+
+impl Instance {
+    /// First no more calls from the bus, then the requests under way are finished, then it is gone.
+    pub(super) async fn let_go(self, drain: Duration) {
+        let Self { what, servings, door, .. } = self;
+        for serving in servings {
+            let _ = tokio::time::timeout(drain, serving.drain()).await;
+        }
+        // Unless another revision goes on with it.
+        if let Some(door) = door.and_then(Arc::into_inner) {
+            let _ = tokio::time::timeout(drain, door.serving.drain()).await;
+        }
+        if let What::Actor(actor) = what {
+            // Who looked it up holds it until it is answered, so whoever may still want in gets in.
+            let held = async {
+                while Arc::strong_count(&actor) > 1 {
+                    tokio::time::sleep(LOOKED_UP_POLL).await;
+                }
+            };
+            let _ = tokio::time::timeout(drain, held).await;
+            actor.drain(drain).await;
+        }
+    }
 }
 
 /// The subscription for an actor's HTTP, and which revision answers. Each revision that is up holds it.
@@ -106,12 +134,6 @@ impl Running {
         for (app, components) in all.iter() {
             components.iter().for_each(|(component, entry)| look(app, component, entry.have, &entry.what));
         }
-    }
-
-    pub(super) fn list(&self) -> Vec<(Key, Have, What)> {
-        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        let each = all.iter().flat_map(|(app, components)| components.iter().map(move |c| (app, c)));
-        each.map(|(app, (component, e))| ((app.clone(), component.clone()), e.have, e.what.clone())).collect()
     }
 }
 

@@ -2,11 +2,12 @@
 
 use super::pulse::Pulse;
 use super::running::{Door, Doors, Instance, Running, What};
+use super::steps::Steps;
 use super::telemetry::Telemetry;
 use crate::artifact::{self, Share, fetch};
 use crate::assignment::{Key, Wanted};
 use crate::call::HttpServe;
-use crate::engine::{Engine, Source, Spec};
+use crate::engine::{Compiling, Engine, Source, Spec};
 use crate::link::{Table, permit};
 use crate::logs::Logs;
 use crate::provider::keyvalue::KeyvalueStore;
@@ -14,6 +15,7 @@ use crate::provider::serve::KeyValueServer;
 use crate::rpc::{HTTP_INTERFACE, Permit, Slot, serve_component, serve_http};
 use bus::Bus;
 use proto::app::{Actor, App, Component, Kind};
+use proto::v1::StartStep;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{OnceCell, Semaphore};
@@ -32,6 +34,7 @@ pub(super) struct Parts {
     pub(super) pulse: Arc<Pulse>,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) doors: Arc<Doors>,
+    pub(super) steps: Arc<Steps>,
     /// The right to fetch: few at once.
     pub(super) fetches: Arc<Semaphore>,
 }
@@ -57,9 +60,14 @@ impl Parts {
         actor: &Actor,
     ) -> Result<Instance, String> {
         let digest = actor.digest.clone().ok_or("its image was not resolved; apply the app again")?;
+        let noted = self.steps.begin(key, wanted.revision);
         if !self.artifacts.has(&digest) {
+            noted.at(StartStep::FetchQueued);
             let _few = self.fetches.acquire().await;
-            fetch::fetch(&self.bus, &self.artifacts, &digest).await.map_err(|e| e.to_string())?;
+            noted.at(StartStep::Fetching);
+            let told = |bytes, total| noted.fetched(bytes, total);
+            fetch::fetch(&self.bus, &self.artifacts, &digest, told).await.map_err(|e| e.to_string())?;
+            noted.at(StartStep::Linking);
         }
         self.share.offer(&digest).await;
         let file = self.artifacts.file(&digest).ok().flatten();
@@ -71,7 +79,14 @@ impl Parts {
             Err(e) => Err(std::io::Error::other(e)),
         });
         let bytes = source.clone();
-        let module = self.engine.load_sized(&digest, len, move || bytes()).await.map_err(|e| e.to_string())?;
+        let told = |compiling| {
+            noted.at(match compiling {
+                Compiling::Queued => StartStep::CompileQueued,
+                Compiling::Begun => StartStep::Compiling,
+            });
+        };
+        let module = self.engine.load_sized(&digest, len, move || bytes(), told).await.map_err(|e| e.to_string())?;
+        noted.at(StartStep::Linking);
         let imports = Table::new(wanted.app.clone(), key.1.clone(), self.running.clone(), self.bus.clone());
         let spec = Spec {
             app: key.0.clone(),

@@ -10,7 +10,6 @@ use crate::ingress::{Meter, SOCKETS_ENDED, tls};
 use crate::metrics::{Book, CLASSES, Key, OTHER, Page, Series, Taken, Value};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::mpsc;
@@ -232,14 +231,15 @@ impl Scrape {
     }
 
     fn actors(&self, page: &mut Page<'_>) -> fmt::Result {
-        let mut all: BTreeMap<Key, Told> = BTreeMap::new();
-        let mut placed: Vec<(Key, f64)> = Vec::new();
-        for (key, have, what) in self.parts.running.list() {
-            if let What::Actor(actor) = what {
-                placed.push((key.clone(), if actor.may_run() { f64::from(have.replicas) } else { 0.0 }));
-                all.insert(key, Told::of(&actor));
+        let (mut placed, mut run): (Vec<(Key, f64)>, Vec<(Key, Told)>) = Default::default();
+        self.parts.running.each(|app, component, have, what| {
+            let What::Actor(actor) = what else { return };
+            let (key, told) = ((app.clone(), component.clone()), Told::of(actor));
+            if told.requests > 0 {
+                run.push((key.clone(), told));
             }
-        }
+            placed.push((key, if actor.may_run() { f64::from(have.replicas) } else { 0.0 }));
+        });
         let mut series = self.parts.telemetry.placed.lock().unwrap_or_else(PoisonError::into_inner);
         let (own, rest) = series.split(placed);
         drop(series);
@@ -249,7 +249,7 @@ impl Scrape {
         let help = "Replicas that run on this host, or would if they were asked; of what is strict, only under a lease";
         page.family("lattice_actor_replicas", help, rows)?;
         let mut series = self.parts.telemetry.run.lock().unwrap_or_else(PoisonError::into_inner);
-        let (own, rest) = series.split(all.into_iter().filter(|(_, told)| told.requests > 0).collect());
+        let (own, rest) = series.split(run);
         drop(series);
         let mut others = Told::default();
         rest.iter().for_each(|told| others.add(told));

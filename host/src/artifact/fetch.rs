@@ -24,8 +24,8 @@ pub enum Error {
     Store(#[from] StoreError),
 }
 
-/// Makes sure that `digest` is in the store.
-pub async fn fetch(bus: &Bus, store: &Store, digest: &Digest) -> Result<(), Error> {
+/// Makes sure that `digest` is in the store. `told` learns after each piece how many bytes are here, and of how many.
+pub async fn fetch(bus: &Bus, store: &Store, digest: &Digest, told: impl Fn(u64, u64)) -> Result<(), Error> {
     if store.has(digest) {
         return Ok(());
     }
@@ -43,6 +43,7 @@ pub async fn fetch(bus: &Bus, store: &Store, digest: &Digest) -> Result<(), Erro
         }
         writer.write(&chunk.data)?;
         offset += chunk.data.len() as u64;
+        told(offset, chunk.size);
         if offset >= chunk.size {
             break;
         }

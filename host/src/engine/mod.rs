@@ -159,6 +159,14 @@ struct Inner {
 
 type Loading = tokio::sync::Mutex<Weak<Module>>;
 
+/// How far a component is that is not in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compiling {
+    /// It waits for its turn, or for the same component to be compiled for another actor.
+    Queued,
+    Begun,
+}
+
 impl Engine {
     pub fn new(config: Config) -> Result<Self, Error> {
         let size = Size::of(&config);
@@ -238,18 +246,27 @@ impl Engine {
         digest: &Digest,
         bytes: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
     ) -> Result<Arc<Module>, Error> {
-        self.load_sized(digest, 0, bytes).await
+        self.load_sized(digest, 0, bytes, |_| ()).await
     }
 
     /// The same, of a component that has `len` bytes: when many are to be compiled, the shortest go first. What is in
-    /// the cache never waits for them.
+    /// the cache never waits for them. `told` learns how far it is.
     pub async fn load_sized(
         &self,
         digest: &Digest,
         len: u64,
         bytes: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
+        told: impl Fn(Compiling) + Send,
     ) -> Result<Arc<Module>, Error> {
-        let mut loading = self.loading(digest).lock_owned().await;
+        let loading = self.loading(digest);
+        let mut loading = match loading.clone().try_lock_owned() {
+            Ok(loading) => loading,
+            // Somebody else has it compiled.
+            Err(_) => {
+                told(Compiling::Queued);
+                loading.lock_owned().await
+            }
+        };
         if let Some(module) = loading.upgrade() {
             return Ok(module);
         }
@@ -267,7 +284,9 @@ impl Engine {
         if let Some(refused) = self.inner.refusals.of(digest, Instant::now()) {
             return Err(refused);
         }
+        told(Compiling::Queued);
         let turn = self.inner.compiles.turn(len).await;
+        told(Compiling::Begun);
         let (inner, digest) = (self.inner.clone(), digest.clone());
         // The right to load goes along: it is held even if the caller gives up.
         blocking(move || {

@@ -55,8 +55,9 @@ impl Service {
 
 /// What a scheduler knows without the others.
 pub(crate) fn told(shared: &Shared) -> pb::StatusResponse {
-    let (bus_up, bus_problem) = (shared.bus.connection().borrow().up, shared.bus.problem().unwrap_or_default());
-    let bus = match shared.bus.down() {
+    let (down, bus_problem) = (shared.bus.down(), shared.bus.problem().unwrap_or_default());
+    let bus_up = down.is_none();
+    let bus = match down {
         Some(why) => format!("not connected: {why}"),
         None if bus_problem.is_empty() => "connected".to_owned(),
         None => format!("connected, and the server complained: {bus_problem}"),

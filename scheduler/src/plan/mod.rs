@@ -86,31 +86,44 @@ pub fn plan(state: &State, observed: &Observed, now_ms: u64, config: &Config) ->
     plan
 }
 
-/// Whether so many hosts are silent at once that nothing is marked lost.
+/// Whether so many hosts are silent at once that nothing is marked lost. A large share of a fleet does not die in the
+/// same moment. Heartbeats are apart, so hosts that the same cut silences are not lost in the same moment either: those
+/// that are suspect by then count as well.
 pub fn brakes(state: &State, observed: &Observed, now_ms: u64, config: &Config) -> bool {
-    let mut plan = Plan::default();
-    leases(state, observed, now_ms, config, &mut plan);
-    plan.brake
+    let (mut alive, mut fading, mut silent) = (0usize, 0usize, 0usize);
+    for (id, _) in state.hosts.iter().filter(|(_, host)| !host.lost) {
+        match silence(observed, id, now_ms) {
+            _ if observed.hosts.get(id).is_some_and(|seen| seen.leaving) => {}
+            ms if ms >= config.lost_ms => silent += 1,
+            ms if ms >= config.suspect_ms => fading += 1,
+            _ => alive += 1,
+        }
+    }
+    let gone = silent + fading;
+    silent > 0 && gone > alive && gone >= 3 && !built_in(Fault::NoBrake)
 }
 
-/// Marks hosts lost and returned. A leader takes nothing from a host that it has not heard from before the grace
+/// For how long a host was not heard. A leader takes nothing from a host that it has not heard from before the grace
 /// period since it took office has passed.
+fn silence(observed: &Observed, host: &HostId, now_ms: u64) -> u64 {
+    let since_ms = if built_in(Fault::NoGrace) { 0 } else { observed.since_ms };
+    let heard_ms = observed.hosts.get(host).map_or(0, |seen| seen.at_ms).max(since_ms);
+    now_ms.saturating_sub(heard_ms)
+}
+
+/// Marks hosts lost and returned.
 fn leases(state: &State, observed: &Observed, now_ms: u64, config: &Config, plan: &mut Plan) {
-    let mut silent = Vec::new();
+    plan.brake = brakes(state, observed, now_ms, config);
     let mut left = Vec::new();
-    let (mut alive, mut fading) = (0usize, 0usize);
     for (id, host) in &state.hosts {
         let seen = observed.hosts.get(id);
-        let since_ms = if built_in(Fault::NoGrace) { 0 } else { observed.since_ms };
-        let heard_ms = seen.map_or(0, |s| s.at_ms).max(since_ms);
-        let silence_ms = now_ms.saturating_sub(heard_ms);
+        let silence_ms = silence(observed, id, now_ms);
         let is_silent = silence_ms >= config.lost_ms;
         let is_leaving = seen.is_some_and(|s| s.leaving);
         match (host.lost, is_leaving, is_silent) {
             (false, true, _) => left.push(id.clone()),
-            (false, false, true) => silent.push(id.clone()),
-            (false, false, false) if silence_ms >= config.suspect_ms => fading += 1,
-            (false, false, false) => alive += 1,
+            (false, false, true) if !plan.brake => plan.lost.push(id.clone()),
+            (false, ..) => {}
             (true, false, false)
                 if seen.is_some_and(|s| s.at_ms >= observed.since_ms) && !built_in(Fault::LostForGood) =>
             {
@@ -118,18 +131,11 @@ fn leases(state: &State, observed: &Observed, now_ms: u64, config: &Config, plan
             }
             (true, ..) => {
                 let empty = state.on_host(id).next().is_none();
-                if empty && now_ms.saturating_sub(heard_ms) >= config.forget_ms {
+                if empty && silence_ms >= config.forget_ms {
                     plan.forget.push(id.clone());
                 }
             }
         }
-    }
-    // A large share of a fleet does not die in the same moment. Heartbeats are apart, so hosts that the same cut silences are
-    // not lost in the same moment either: those that are suspect by then count as well.
-    let gone = silent.len() + fading;
-    plan.brake = !silent.is_empty() && gone > alive && gone >= 3 && !built_in(Fault::NoBrake);
-    if !plan.brake {
-        plan.lost = silent;
     }
     plan.lost.extend(left);
 }

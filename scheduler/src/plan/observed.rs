@@ -3,6 +3,7 @@
 use crate::state::HOSTS_MAX;
 use proto::app::{HostId, Name};
 use proto::fault::{Fault, built_in};
+use proto::starting::STARTING_MAX;
 use proto::v1 as pb;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -39,6 +40,8 @@ pub struct Seen {
     pub leaving: bool,
     /// The latest it told; kept while heartbeats tell none.
     pub load: LoadNow,
+    /// How far it is with what it brings up, of the last heartbeat. Not what decides anything: what is told of it.
+    pub starting: BTreeMap<(Name, Name), pb::Starting>,
 }
 
 /// What a host did in a while. Not what decides a placement: what is told of it.
@@ -96,6 +99,7 @@ impl Observed {
         seen.generation = beat.generation;
         seen.dropped = beat.dropped;
         seen.leaving = beat.leaving;
+        seen.starting = starting_of(&beat.starting);
         if let Some(load) = &beat.load {
             seen.load = load_of(load);
         }
@@ -174,6 +178,14 @@ impl Observed {
     }
 }
 
+fn starting_of(all: &[pb::Starting]) -> BTreeMap<(Name, Name), pb::Starting> {
+    let named = all.iter().take(STARTING_MAX).filter_map(|one| {
+        let key = (one.app.parse().ok()?, one.component.parse().ok()?);
+        Some((key, one.clone()))
+    });
+    named.collect()
+}
+
 fn load_of(load: &pb::Load) -> LoadNow {
     let mut actors = BTreeMap::new();
     for actor in load.actors.iter().take(LOADS_MAX) {
@@ -204,4 +216,40 @@ fn running_of(inventory: &pb::Inventory) -> BTreeMap<(Name, Name), Vec<RunningNo
         });
     }
     running
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "helpers of tests")]
+    use super::*;
+
+    #[test]
+    fn what_is_brought_up_is_as_the_last_heartbeat_says() {
+        let host: HostId = ulid::Ulid::from(1u128).to_string().parse().unwrap();
+        let mut observed = Observed::default();
+        let starting = |component: &str| pb::Starting {
+            app: "shop".into(),
+            component: component.into(),
+            step: pb::StartStep::Compiling.into(),
+            ..pb::Starting::default()
+        };
+        let mut beat = pb::Beat { boot: "b".into(), seq: 1, ..pb::Beat::default() };
+        beat.starting = vec![starting("web"), starting("no such name"), starting("cart")];
+        // It decides nothing: nothing else has changed.
+        observed.beat(&host, &pb::Beat { seq: 0, ..pb::Beat::default() }, 1);
+        observed.beat(&host, &beat, 2);
+        let named = |observed: &Observed| -> Vec<String> {
+            observed.hosts[&host].starting.keys().map(|(_, component)| component.to_string()).collect()
+        };
+        assert_eq!(named(&observed), ["cart", "web"]);
+        beat =
+            pb::Beat { seq: 2, starting: (0..STARTING_MAX + 9).map(|n| starting(&format!("a{n}"))).collect(), ..beat };
+        assert_eq!(observed.beat(&host, &beat, 3), Heard::Same);
+        assert_eq!(named(&observed).len(), STARTING_MAX);
+        // One that was on its way for long changes nothing.
+        assert_eq!(observed.beat(&host, &pb::Beat { starting: Vec::new(), ..beat.clone() }, 4), Heard::Stale);
+        assert_eq!(named(&observed).len(), STARTING_MAX);
+        observed.beat(&host, &pb::Beat { seq: 3, starting: Vec::new(), ..beat }, 5);
+        assert!(named(&observed).is_empty());
+    }
 }
