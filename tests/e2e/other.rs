@@ -22,7 +22,10 @@ fn the_same_bytes_run_on_a_host_of_another_processor() {
         .iter()
         .partition(|arch| emulator(arch).exists() && file(&format!("target/cross/lattice-{arch}")).is_file());
     if !absent.is_empty() {
-        leave_out(&format!("hosts on {}: not built: run tests/run cross, or tests/cross with that name", absent.join(", ")));
+        leave_out(&format!(
+            "hosts on {}: not built: run tests/run cross, or tests/cross with that name",
+            absent.join(", ")
+        ));
     }
     for arch in built {
         run(&format!("a host on {arch}"), Broker::Nats, |broker| runs_beside(arch, broker));
