@@ -363,6 +363,7 @@ mod tests {
                 message: "no host for one replica".into(),
                 urls: vec!["http://127.0.0.1:8000/".into()],
                 failed: false,
+                ..Default::default()
             }),
             actors: vec![v1::ActorStatus {
                 app: "hello".into(),

@@ -535,6 +535,7 @@ mod tests {
             message: String::new(),
             urls: vec!["http://127.0.0.1:8000/".into()],
             failed: false,
+            ..Default::default()
         };
         assert_eq!(
             serde_json::to_value(App::from(status)).unwrap(),

@@ -73,9 +73,9 @@ impl Lab {
     }
 }
 
-fn told(effects: &[Effect]) -> Vec<&str> {
-    let message = |e| if let Effect::Tell(notice) = e { Some(notice) } else { None };
-    effects.iter().filter_map(message).map(|n: &Notice| n.message.as_str()).collect()
+fn told<'a>(effects: &'a [Effect]) -> Vec<&'a str> {
+    let message = |e: &'a Effect| if let Effect::Tell(notice) = e { Some(notice.message.as_str()) } else { None };
+    effects.iter().filter_map(message).collect()
 }
 
 #[test]
