@@ -26,6 +26,8 @@ const CONNECTIONS: usize = 16;
 const APPS: usize = 16;
 /// For members to be there, and for a leader after one was killed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A write that is not answered by then is given up and sent again: etcd holds one that came without a leader for 7 s.
+const TRY: Duration = Duration::from_millis(300);
 const POLL: Duration = Duration::from_millis(20);
 
 /// What is written to.
@@ -258,7 +260,7 @@ async fn outage(target: &Target, kill: impl FnOnce()) -> Result<u32> {
     for number in 0..target.channels().len().min(2) {
         let target = target.clone();
         tries.spawn(async move {
-            while tokio::time::timeout(PATIENCE, target.write(number)).await.map_or(true, |done| done.is_err()) {
+            while tokio::time::timeout(TRY, target.write(number)).await.map_or(true, |done| done.is_err()) {
                 tokio::time::sleep(POLL).await;
             }
         });
