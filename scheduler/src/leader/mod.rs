@@ -272,7 +272,11 @@ impl Leader {
         if confirmed && self.office == Some(term) && now.leads_in() == Some(term) {
             effects = self.grant(now, due);
         }
-        effects.push(Effect::Look);
+        // Of heartbeats that came meanwhile. Where nothing was given the next round is soon enough: asked again at once,
+        // a quorum that can not say would be asked without end.
+        if !effects.is_empty() {
+            effects.push(Effect::Look);
+        }
         effects
     }
 

@@ -174,3 +174,14 @@ fn only_what_the_log_took_is_told() {
     assert_eq!(told(&effects), [one, three]);
     assert!(notice::moved(&lab.state, &lost, &returned, &[]).is_empty(), "none is known to be committed");
 }
+
+#[test]
+fn a_quorum_that_can_not_say_is_not_asked_again_at_once() {
+    let mut lab = Lab::new(1);
+    lab.beat(1, 1, 5);
+    lab.round();
+    assert_eq!(lab.lead(|leader, now| leader.confirmed(now, false)), [], "nobody asked");
+    lab.leader.asking = Some((lab.term, Vec::new()));
+    assert_eq!(lab.lead(|leader, now| leader.confirmed(now, false)), []);
+    assert!(lab.leader.asking.is_none(), "the next round may ask");
+}
