@@ -9,7 +9,7 @@ use crate::trouble::SYNC_MAX_MS;
 use proto::app::Name;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
-use scheduler::leader;
+use scheduler::lease::Basis;
 use scheduler::peer::roster::{self, Stranger};
 use scheduler::raft::{self, StateMachine, Status, Stepped};
 use scheduler::{Replica, plan};
@@ -88,7 +88,8 @@ impl raft::Transport for Outbox {
 
 /// Whoever waits for a commit.
 pub(crate) enum Waiter {
-    Loop,
+    Plan,
+    Register,
     Ask { intent: usize, via: Option<usize> },
 }
 
@@ -99,8 +100,8 @@ pub(crate) struct Reading {
 }
 
 pub(crate) enum Came {
-    /// Whether this scheduler leads, which the loop asked for with that call.
-    Confirmed(u64, Result<u64, raft::Error>),
+    /// For leases of these hosts: whether this scheduler leads, which it did in that term.
+    Confirmed(u64, Vec<Basis>, Result<u64, raft::Error>),
     /// What was proposed, what became of it, who waits.
     Written(Vec<u8>, Result<raft::Applied, raft::Error>, Waiter),
     Fresh(Result<u64, raft::Error>, Reading),
@@ -166,7 +167,7 @@ impl Process {
             did,
             outbox,
             pending: Vec::new(),
-            control: Control::new(ctx),
+            control: Control::default(),
             started_at: ctx.now,
             office: None,
             took_office_ms: 0,
@@ -183,7 +184,7 @@ impl Process {
     }
 
     pub(crate) fn begin(&mut self, ctx: &mut Ctx, history: &mut History) -> Result<(), raft::Error> {
-        ctx.wake(self.me(), self.boot, leader::TICK_MS, Timer::Control);
+        ctx.wake(self.me(), self.boot, crate::control::TICK_MS, Timer::Control);
         ctx.wake(self.me(), self.boot, raft::TICK_MS, Timer::RaftTick);
         if ctx.params.joins() {
             ctx.wake(self.me(), self.boot, TEND_MS, Timer::Tend);
@@ -240,8 +241,8 @@ impl Process {
         let mut ticks = 0;
         match timer {
             Timer::Control => {
-                ctx.wake(self.me(), self.boot, leader::TICK_MS, Timer::Control);
-                self.control.look = true;
+                ctx.wake(self.me(), self.boot, crate::control::TICK_MS, Timer::Control);
+                self.control.wants_step = true;
             }
             Timer::RaftTick => {
                 ctx.wake(self.me(), self.boot, raft::TICK_MS, Timer::RaftTick);
@@ -315,7 +316,7 @@ impl Process {
     fn journal(&mut self, ctx: &mut Ctx, history: &mut History) {
         let mut restored = false;
         for did in taken(&self.did) {
-            self.control.look = true;
+            self.control.wants_step = true;
             match did {
                 Did::Commit { index, data, outcomes } => history.commit(ctx, index, &data, &outcomes),
                 Did::Restore { index } if index > 1 => {
@@ -373,7 +374,7 @@ impl Process {
                     self.written(ctx, result, waiter);
                 }
                 Came::Fresh(result, reading) => self.fresh(ctx, result, reading),
-                Came::Confirmed(call, result) => self.confirmed(call, result.is_ok()),
+                Came::Confirmed(term, due, result) => self.confirmed(ctx, term, due, result.is_ok()),
                 Came::Changed(result) => {
                     self.changing = None;
                     if result.is_ok() {
@@ -519,7 +520,14 @@ impl Process {
             ctx.count("outcome unknown to who proposed");
         }
         match waiter {
-            Waiter::Loop => self.proposed(ctx, result),
+            Waiter::Plan => {
+                if result.is_ok() {
+                    self.control.proposed();
+                }
+                self.control.awaiting = false;
+                self.dispatch(ctx);
+            }
+            Waiter::Register => self.control.awaiting = false,
             Waiter::Ask { intent, via } => {
                 let done = built_in(Fault::UncertainIsDone)
                     && matches!(result, Err(raft::Error::Uncertain { .. } | raft::Error::Superseded { .. }));
