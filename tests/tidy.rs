@@ -12,6 +12,7 @@ const SOURCE_FOLDERS: &[&str] = &["bus", "host", "manifests", "proto", "schedule
 const PURE: &[&str] = &[
     "proto/src",
     "scheduler/src/state",
+    "scheduler/src/leader",
     "scheduler/src/lease",
     "scheduler/src/plan",
     "scheduler/src/watched",

@@ -1,9 +1,9 @@
 //! The scheduler: what is desired, decided and kept.
 //!
-//! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `lease` (who
-//! may run what is strict, pure), `status` (what people see, pure),
-//! `raft` (the log), `control` (the leader's loop), `peer` (schedulers among themselves), `api` (gRPC), `backup` (all of it
-//! as one file), `telemetry` (health, metrics). Absent here: anything of the host, HTTP routes, Wasm.
+//! Reading order: `state` (what the log decides, pure), `plan` (what to change, pure), `lease` (who may run what is strict,
+//! pure), `status` (what people see, pure), `leader` (what a leader does about all that, pure), `control` (its loop), `raft`
+//! (the log), `peer` (schedulers among themselves), `api` (gRPC), `backup` (all of it as one file), `telemetry` (health,
+//! metrics). Absent here: anything of the host, HTTP routes, Wasm.
 
 pub mod api;
 mod artifact;
@@ -11,6 +11,7 @@ pub mod backup;
 mod control;
 mod events;
 mod gather;
+pub mod leader;
 pub mod lease;
 pub mod peer;
 pub mod plan;

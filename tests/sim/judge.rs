@@ -1,18 +1,19 @@
 //! Looks at a plan before it is proposed: what a leader may do with what it knows, worked out again and apart from the
 //! planner. Must never change anything.
 
-use crate::control::Control;
 use crate::ctx::Ctx;
 use crate::history::same_component;
 use proto::app::{Component, HostId, Kind, Name, Scaler};
 use proto::v1 as pb;
 use scheduler::plan::{Config, Observed, Plan};
 use scheduler::state::{AppState, Placed, State};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Of the hosts that have a component, so many may change their revision at once.
 const ROLLOUT_SHARE: usize = 4;
 
+/// Host, component and revision.
+pub(crate) type FailedHere = BTreeSet<(HostId, Name, Name, u64)>;
 type Changes = BTreeMap<(Name, Name), BTreeMap<HostId, (u64, u32)>>;
 
 pub(crate) fn plan(ctx: &mut Ctx, state: &State, observed: &Observed, plan: &Plan, now: u64, config: &Config) {
@@ -140,15 +141,15 @@ impl One<'_> {
 }
 
 /// Counts rollouts that wait for a host where the new revision failed.
-pub(crate) fn rollouts(ctx: &mut Ctx, state: &State, control: &mut Control) {
+pub(crate) fn rollouts(ctx: &mut Ctx, state: &State, observed: &Observed, failed_here: &mut FailedHere) {
     for ((app, component), hosts) in &state.placements {
         let Some(at) = state.apps.get(app) else { continue };
         let mixed = hosts.values().any(|p| p.revision != at.current);
         for (host, _) in hosts.iter().filter(|(_, p)| mixed && p.revision == at.current) {
             let key = (app.clone(), component.clone());
-            let running = control.observed.running(host, &key);
+            let running = observed.running(host, &key);
             let failed = running.iter().any(|r| r.revision == at.current && r.state == pb::RunState::Failed);
-            if failed && control.failed_here.insert((host.clone(), key.0, key.1, at.current)) {
+            if failed && failed_here.insert((host.clone(), key.0, key.1, at.current)) {
                 ctx.count("rollout stopped");
             }
         }

@@ -9,7 +9,7 @@ use crate::trouble::SYNC_MAX_MS;
 use proto::app::Name;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
-use scheduler::lease::Basis;
+use scheduler::leader;
 use scheduler::peer::roster::{self, Stranger};
 use scheduler::raft::{self, StateMachine, Status, Stepped};
 use scheduler::{Replica, plan};
@@ -88,8 +88,7 @@ impl raft::Transport for Outbox {
 
 /// Whoever waits for a commit.
 pub(crate) enum Waiter {
-    Plan,
-    Register,
+    Loop,
     Ask { intent: usize, via: Option<usize> },
 }
 
@@ -100,8 +99,8 @@ pub(crate) struct Reading {
 }
 
 pub(crate) enum Came {
-    /// For leases of these hosts: whether this scheduler leads, which it did in that term.
-    Confirmed(u64, Vec<Basis>, Result<u64, raft::Error>),
+    /// Whether this scheduler leads, which the loop asked for with that call.
+    Confirmed(u64, Result<u64, raft::Error>),
     /// What was proposed, what became of it, who waits.
     Written(Vec<u8>, Result<raft::Applied, raft::Error>, Waiter),
     Fresh(Result<u64, raft::Error>, Reading),
@@ -167,7 +166,7 @@ impl Process {
             did,
             outbox,
             pending: Vec::new(),
-            control: Control::default(),
+            control: Control::new(ctx),
             started_at: ctx.now,
             office: None,
             took_office_ms: 0,
@@ -184,7 +183,7 @@ impl Process {
     }
 
     pub(crate) fn begin(&mut self, ctx: &mut Ctx, history: &mut History) -> Result<(), raft::Error> {
-        ctx.wake(self.me(), self.boot, crate::control::TICK_MS, Timer::Control);
+        ctx.wake(self.me(), self.boot, leader::TICK_MS, Timer::Control);
         ctx.wake(self.me(), self.boot, raft::TICK_MS, Timer::RaftTick);
         if ctx.params.joins() {
             ctx.wake(self.me(), self.boot, TEND_MS, Timer::Tend);
@@ -241,8 +240,8 @@ impl Process {
         let mut ticks = 0;
         match timer {
             Timer::Control => {
-                ctx.wake(self.me(), self.boot, crate::control::TICK_MS, Timer::Control);
-                self.control.wants_step = true;
+                ctx.wake(self.me(), self.boot, leader::TICK_MS, Timer::Control);
+                self.control.look = true;
             }
             Timer::RaftTick => {
                 ctx.wake(self.me(), self.boot, raft::TICK_MS, Timer::RaftTick);
@@ -316,7 +315,7 @@ impl Process {
     fn journal(&mut self, ctx: &mut Ctx, history: &mut History) {
         let mut restored = false;
         for did in taken(&self.did) {
-            self.control.wants_step = true;
+            self.control.look = true;
             match did {
                 Did::Commit { index, data, outcomes } => history.commit(ctx, index, &data, &outcomes),
                 Did::Restore { index } if index > 1 => {
@@ -374,7 +373,7 @@ impl Process {
                     self.written(ctx, result, waiter);
                 }
                 Came::Fresh(result, reading) => self.fresh(ctx, result, reading),
-                Came::Confirmed(term, due, result) => self.confirmed(ctx, term, due, result.is_ok()),
+                Came::Confirmed(call, result) => self.confirmed(call, result.is_ok()),
                 Came::Changed(result) => {
                     self.changing = None;
                     if result.is_ok() {
@@ -520,14 +519,7 @@ impl Process {
             ctx.count("outcome unknown to who proposed");
         }
         match waiter {
-            Waiter::Plan => {
-                if result.is_ok() {
-                    self.control.proposed();
-                }
-                self.control.awaiting = false;
-                self.dispatch(ctx);
-            }
-            Waiter::Register => self.control.awaiting = false,
+            Waiter::Loop => self.proposed(ctx, result),
             Waiter::Ask { intent, via } => {
                 let done = built_in(Fault::UncertainIsDone)
                     && matches!(result, Err(raft::Error::Uncertain { .. } | raft::Error::Superseded { .. }));

@@ -51,7 +51,7 @@ pub(crate) fn check(ctx: &Ctx, seats: &[Seat], hosts: &[Host]) -> Result<(), Str
             check_component(state, spec, &placed, home).map_err(|e| format!("{name}/{component}: {e}; {placed:?}"))?;
         }
     }
-    let plan = plan::plan(state, &leader.control.observed, leader.now_ms(ctx), &Process::timers(ctx));
+    let plan = plan::plan(state, leader.control.leader.observed(), leader.now_ms(ctx), &Process::timers(ctx));
     if plan.brake || !plan.lost.is_empty() || !plan.returned.is_empty() || !plan.changes.is_empty() {
         return Err(format!("the plan is not empty: {plan:?}"));
     }

@@ -52,8 +52,7 @@ impl Watchers {
 
 fn with_view<T>(ctx: &Ctx, process: &Process, f: impl FnOnce(&View<'_>) -> T) -> T {
     let state = process.replica.read();
-    let (observed, now_ms) = (&process.control.observed, process.now_ms(ctx));
-    f(&View { state: &state, observed, unplaced: &[], now_ms, timers: Process::timers(ctx) })
+    f(&process.control.leader.view(&state, process.now_ms(ctx)))
 }
 
 impl Watcher {
