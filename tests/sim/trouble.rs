@@ -144,7 +144,14 @@ impl World {
         let id = self.seats[number].id;
         let spared = leader.status(|s| {
             let lives = |id: &&u64| self.seats.iter().any(|seat| seat.id == **id && seat.lives() && !seat.wiped);
-            let left = s.members.voters.iter().filter(lives).filter(|other| **other != id).count();
+            let left = s.members.voters.iter().filter(lives).filter(|other| **other != id);
+            // Whoever has not heard that a change is through asks the voters before it, which may be this one alone.
+            let knows = |other: &&u64| {
+                let at = self.seats.iter().find(|seat| seat.id == **other);
+                let process = at.and_then(|seat| seat.process.as_ref());
+                process.is_some_and(|p| p.status(|o| !o.members.is_joint() && o.members.voters == s.members.voters))
+            };
+            let left = left.filter(knows).count();
             let wanted = |id: &u64| self.history.state.members.contains_key(id);
             let steady = !self.ctx.params.joins() || s.members.voters.iter().all(wanted);
             s.members.contains(id) && !s.members.is_joint() && steady && left > s.members.voters.len() / 2
