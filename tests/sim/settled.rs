@@ -51,6 +51,10 @@ pub(crate) fn check(ctx: &Ctx, seats: &[Seat], hosts: &[Host]) -> Result<(), Str
             check_component(state, spec, &placed, home).map_err(|e| format!("{name}/{component}: {e}; {placed:?}"))?;
         }
     }
+    // What is strict and stops is remembered until its host has said that it has.
+    if let Some((app, component)) = state.homes.keys().find(|(app, _)| !state.apps.contains_key(app)) {
+        return Err(format!("where {app}/{component} ran, which is gone, is remembered still"));
+    }
     let plan = plan::plan(state, leader.control.leader.observed(), leader.now_ms(ctx), &Process::timers(ctx));
     if plan.brake || !plan.lost.is_empty() || !plan.returned.is_empty() || !plan.changes.is_empty() {
         return Err(format!("the plan is not empty: {plan:?}"));
