@@ -23,6 +23,8 @@ const PURE: &[&str] = &[
     "scheduler/src/peer/pieces",
     "scheduler/src/peer/token",
     "host/src/assignment",
+    "host/src/beats",
+    "host/src/keeper",
     "host/src/engine/cgroup",
     "host/src/lease",
     "host/src/ingress/websocket/events",

@@ -2,7 +2,7 @@
 //! `seeded-faults` has them: without it `built_in` is constantly false, and nothing of a fault is compiled. Must never
 //! decide anything while no fault was chosen.
 
-/// One fault each. Those of clients, and that a host confirms before it has stored, are built into the shells of the
+/// One fault each. Those of clients, and what a host's disk and clock do wrong, are built into the shells of the
 /// simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {

@@ -8,10 +8,11 @@ use prost::Message as _;
 use proto::app::HostId;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
+use proto::v1::command::What;
 use scheduler::leader::{ASK_DEADLINE_MS, ASSIGN_DEADLINE_MS, Answer, Effect, Leader, Now};
 use scheduler::plan::{Heard, Plan};
 use scheduler::raft;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub(crate) struct Control {
     pub(crate) leader: Leader,
@@ -19,6 +20,8 @@ pub(crate) struct Control {
     /// A round is due.
     pub(crate) look: bool,
     braking: bool,
+    /// Of its proposal that is under way: hosts that it calls lost.
+    losing: BTreeSet<String>,
     /// Calls whose answer is not there, and whose time is not over.
     calls: BTreeMap<u64, Call>,
     calls_made: u64,
@@ -56,6 +59,7 @@ impl Control {
             inbox: VecDeque::new(),
             look: false,
             braking: false,
+            losing: BTreeSet::new(),
             calls: BTreeMap::new(),
             calls_made: 0,
             failed_here: FailedHere::new(),
@@ -117,8 +121,8 @@ impl Process {
         // Whoever takes office looks around at once.
         self.control.look |= self.leads_in() != self.control.leader.office();
         let mut moved = false;
-        while !self.control.leader.waits() || self.hears_while_it_waits() {
-            match self.control.inbox.pop_front() {
+        while let Some(at) = self.next() {
+            match self.control.inbox.remove(at) {
                 Some(inbound) => self.take(ctx, inbound),
                 None if self.control.look => {
                     self.control.look = false;
@@ -131,10 +135,14 @@ impl Process {
         moved
     }
 
-    /// The loop takes nothing in while it waits for its proposal; one with this fault takes heartbeats, and gives leases.
-    fn hears_while_it_waits(&self) -> bool {
-        let next = self.control.inbox.front();
-        built_in(Fault::LeaseWhileLosing) && matches!(next, Some(Inbound::Beat(..) | Inbound::Confirmed(_)))
+    /// Which of what waits the loop takes next, if it may. It takes nothing in while it waits for its proposal; one with
+    /// this fault takes heartbeats, and gives leases.
+    fn next(&self) -> Option<usize> {
+        if !self.control.leader.waits() {
+            return Some(0);
+        }
+        let leases = |inbound: &Inbound| matches!(inbound, Inbound::Beat(..) | Inbound::Confirmed(_));
+        built_in(Fault::LeaseWhileLosing).then(|| self.control.inbox.iter().position(leases)).flatten()
     }
 
     /// Hands something to the core, with how things stand.
@@ -204,6 +212,11 @@ impl Process {
         }
     }
 
+    /// Whether the loop waits for its proposal that this host is lost.
+    pub(crate) fn loses(&self, id: &HostId) -> bool {
+        self.control.leader.waits() && self.control.losing.contains(id.as_str())
+    }
+
     /// What became of the proposal of the loop.
     pub(crate) fn proposed(&mut self, ctx: &mut Ctx, result: Result<raft::Applied, raft::Error>) {
         let outcomes = |a: raft::Applied| pb::Outcomes::decode(a.outcome.as_slice()).map(|o| o.items);
@@ -226,7 +239,14 @@ impl Process {
     fn effect(&mut self, ctx: &mut Ctx, effect: Effect) {
         let (me, member) = (self.me(), self.number);
         match effect {
-            Effect::Propose(commands) => self.propose(ctx, commands, Waiter::Loop),
+            Effect::Propose(commands) => {
+                let lost = |command: &pb::Command| match &command.what {
+                    Some(What::MarkLost(lost)) => Some(lost.host.clone()),
+                    _ => None,
+                };
+                self.control.losing = commands.iter().filter_map(lost).collect();
+                self.propose(ctx, commands, Waiter::Loop);
+            }
             Effect::Assign(id, term) => {
                 let made = self.with_leader(ctx, |leader, now| leader.assignment(now.state, &id, term));
                 let Some(assignment) = made else { return };

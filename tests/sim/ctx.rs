@@ -112,6 +112,8 @@ pub(crate) enum Timer {
     NextFault,
     NextChange,
     Count,
+    /// A leader that was waylaid falls.
+    Strike(usize),
     Watch(usize),
     Undo(Undo),
 }
@@ -120,6 +122,8 @@ pub(crate) enum Timer {
 pub(crate) enum Undo {
     Bus,
     Host(usize),
+    /// Of a host that was to be called lost.
+    Ambush(usize),
     Member(usize),
     Pair(usize, usize),
     Split,

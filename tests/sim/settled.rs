@@ -108,7 +108,7 @@ fn check_host(ctx: &Ctx, state: &State, host: &Host) -> Result<(), String> {
         return Err(format!("h{number} is registered as it was before it started again"));
     }
     let wants = state.assignment(LATTICE, &host.id, 0).ok_or_else(|| format!("h{number} has no assignment"))?;
-    match &host.running.stored {
+    match host.running.keeper.stored() {
         Some(has) if has.generation == wants.generation && has.apps == wants.apps && has.routes == wants.routes => {}
         Some(has) => {
             return Err(format!(
@@ -119,12 +119,12 @@ fn check_host(ctx: &Ctx, state: &State, host: &Host) -> Result<(), String> {
         None if wants.apps.is_empty() && wants.generation == 0 => {}
         None => return Err(format!("h{number} has no assignment stored")),
     }
-    let mut strays: BTreeSet<_> = host.running.up.keys().cloned().collect();
+    let mut strays: BTreeSet<_> = host.running.keeper.up().keys().cloned().collect();
     for (app, component, placed) in state.on_host(&host.id) {
         let key = (app.clone(), component.clone());
         strays.remove(&key);
         let spec = &state.apps[app].revisions[&placed.revision].spec;
-        let Some(runs) = host.running.up.get(&key) else {
+        let Some(runs) = host.running.keeper.up().get(&key) else {
             return Err(format!("h{number} does not run {app}/{component}"));
         };
         if (runs.revision, runs.replicas) != (placed.revision, placed.replicas) {
@@ -133,7 +133,7 @@ fn check_host(ctx: &Ctx, state: &State, host: &Host) -> Result<(), String> {
                 runs.revision, runs.replicas, placed.revision, placed.replicas
             ));
         }
-        if !same_component(&runs.app, spec, component) {
+        if !host.running.apps.get(&key).is_some_and(|app| same_component(app, spec, component)) {
             return Err(format!(
                 "h{number} runs {app}/{component} r{} with other content than that revision has",
                 runs.revision

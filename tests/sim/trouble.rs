@@ -16,6 +16,10 @@ impl World {
         }
         let wait = 1 + self.ctx.dice.below(2 * self.ctx.params.fault_every_ms);
         self.ctx.wake(Node::World, 0, wait, Timer::NextFault);
+        // What takes its time to go wrong is not always cut short by the next thing.
+        if self.ctx.now < self.lull_until {
+            return;
+        }
         if self.ctx.dice.percent(45) { self.trouble_a_host() } else { self.trouble_a_scheduler() }
     }
 
@@ -52,23 +56,23 @@ impl World {
             _ => self.ctx.dice.index(self.seats.len()),
         };
         match self.ctx.dice.below(100) {
-            0..28 => self.crash_member(number),
-            28..33 => {
+            0..25 => self.crash_member(number),
+            25..29 => {
                 let all = self.ctx.dice.percent(50);
                 (0..self.seats.len()).filter(|n| all || *n != number).for_each(|n| self.crash_member(n));
             }
-            33..50 => {
+            29..45 => {
                 let pause = self.ctx.dice.between(200, 9_000);
                 self.seats[number].pause(&mut self.ctx, pause);
             }
-            50..62 => {
+            45..56 => {
                 let cut = self.ctx.dice.between(500, 15_000);
                 self.ctx.net.isolated[number] = true;
                 self.ctx.note(|| format!("s{number} is isolated for {cut} ms"));
                 self.ctx.count("scheduler isolated");
                 self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Member(number)));
             }
-            62..69 => {
+            56..62 => {
                 let other = self.ctx.dice.index(self.seats.len());
                 let cut = self.ctx.dice.between(500, 15_000);
                 self.ctx.net.pairs.insert((number, other));
@@ -76,7 +80,8 @@ impl World {
                 self.ctx.count("one-way partition of schedulers");
                 self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Pair(number, other)));
             }
-            69..77 => self.split(leader),
+            62..71 => self.split(leader),
+            71..77 => self.waylay(leader),
             77..81 => {
                 let slow = self.ctx.dice.between(2_000, 20_000);
                 self.seats[number].disk.slow(true);
@@ -123,8 +128,11 @@ impl World {
             hosts.insert(dice.index(self.hosts.len()));
         }
         let mut cut = dice.between(3_000, 25_000);
-        let pause = dice.between(2_000, 8_000);
         let pauses = dice.percent(60);
+        // The longer, the less is left of the time after which the others call its hosts lost; when others are silent for as
+        // long, it calls them lost and waits for that.
+        let pause = if dice.percent(50) { dice.between(5_000, 9_000) } else { dice.between(2_000, 8_000) };
+        let lull = dice.percent(60);
         self.ctx.count("bus split");
         self.ctx.note(|| format!("s{leader} is alone with the hosts {hosts:?}"));
         self.ctx.net.split = Some(Split { hosts, members: BTreeSet::from([leader]) });
@@ -133,6 +141,9 @@ impl World {
             self.seats[leader].pause(&mut self.ctx, pause);
             // Long enough for the others to call those hosts lost.
             cut = cut.max(pause + 9_000);
+            if lull {
+                self.lull_until = self.ctx.now + cut;
+            }
         }
         self.ctx.note(|| format!("for {cut} ms"));
         self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Split));
@@ -230,6 +241,7 @@ impl World {
                     self.hosts[number].connection(ctx, true);
                 }
             }
+            Undo::Ambush(number) => self.end_ambush(number),
             Undo::Member(number) => ctx.net.isolated[number] = false,
             Undo::Pair(from, to) => _ = ctx.net.pairs.remove(&(from, to)),
             Undo::Split => ctx.net.split = None,

@@ -1,6 +1,7 @@
 //! Everything together under one seed: hosts, schedulers, clients, what goes wrong, and the end of it, after which the
 //! lattice must come to rest as it should.
 
+use crate::ambush::Ambush;
 use crate::clients::{Clients, Wish, repaired};
 use crate::crowd::{self, Crowd};
 use crate::ctx::{Ctx, Event, Node, Packet, Timer, Undo, What};
@@ -32,6 +33,10 @@ pub(crate) struct World {
     watchers: Watchers,
     crowd: Crowd,
     pub(crate) history: History,
+    /// A host that is cut off until its leader calls it lost.
+    pub(crate) ambush: Option<Ambush>,
+    /// Nothing more goes wrong before.
+    pub(crate) lull_until: u64,
     /// Hosts that never start again.
     dead: Vec<bool>,
     /// Milliseconds that it took to come to rest.
@@ -50,7 +55,20 @@ impl World {
         let (operators, watchers) = (Operators::new(&mut ctx), Watchers::new(&mut ctx));
         let dead = vec![false; params.hosts];
         let (clients, history, crowd) = (Clients::default(), History::default(), Crowd::default());
-        Self { ctx, hosts, seats, clients, operators, watchers, crowd, history, dead, rested_ms: 0 }
+        Self {
+            ctx,
+            hosts,
+            seats,
+            clients,
+            operators,
+            watchers,
+            crowd,
+            history,
+            ambush: None,
+            lull_until: 0,
+            dead,
+            rested_ms: 0,
+        }
     }
 
     /// Runs this seed to its end, or to the first thing that is wrong.
@@ -107,6 +125,7 @@ impl World {
                 let Some(seat) = self.seats.get_mut(number) else { return };
                 seat.event(&mut self.ctx, &mut self.history, event);
                 self.ctx.up[number] = seat.up();
+                self.look_at_ambush(number);
             }
             Node::Client => self.client_event(event),
             Node::World => match event.what {
@@ -116,6 +135,7 @@ impl World {
                     operators.step(ctx, clients, history, seats);
                 }
                 What::Timer(Timer::Undo(undo)) => self.undo(undo),
+                What::Timer(Timer::Strike(number)) => self.strike(number),
                 What::Timer(Timer::Count) => {
                     self.ctx.wake(Node::World, 0, crowd::EVERY_MS, Timer::Count);
                     let Self { ctx, crowd, seats, hosts, history, .. } = self;
@@ -193,6 +213,7 @@ impl World {
             return;
         }
         self.ctx.faults = false;
+        self.ambush = None;
         // Who pauses still, wakes first.
         let paused = self.hosts.iter().map(|h| h.paused_until);
         let paused = paused.chain(self.seats.iter().map(|s| s.paused_until)).max().unwrap_or(0);

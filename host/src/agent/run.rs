@@ -1,16 +1,18 @@
-//! The loop: it alone changes what runs. Decides by `assignment`, acts through `start`.
+//! The loop: it alone changes what runs. Decides by `keeper`, acts through `start`.
 
 use super::answer::Ends;
 use super::disk::Disk;
 use super::load::Since;
-use super::pulse::{Failure, inventory};
+use super::pulse::inventory;
 use super::running::{Instance, What};
 use super::start::Parts;
 use super::telemetry::Progress;
 use super::{Command, Identity};
 use crate::artifact::Unused;
-use crate::assignment::{self, Action, Have, Key, Verdict, Wanted};
+use crate::assignment::{Action, Key, Verdict, Wanted};
+use crate::beats::Now;
 use crate::ingress::{Ingress, Routes};
+use crate::keeper::{Came, Keeper};
 use proto::app::Kind;
 use proto::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,10 +21,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-const BEAT_MS_DEFAULT: u32 = 2_000;
-/// Components brought up at once. Most of them wait: for their bytes, or for their turn to be compiled, each of which has
-/// bounds of its own; what needs neither must not wait behind them.
-const STARTS_MAX: usize = 1_024;
 /// Time for requests under way when a component is stopped or replaced.
 const DRAIN: Duration = Duration::from_secs(30);
 /// As long as any invocation may take.
@@ -31,8 +29,6 @@ const PARTING_MAX: Duration = Duration::from_secs(24 * 3600);
 const LEASE_LOOK: Duration = Duration::from_millis(200);
 /// Time for requests under way when the host ends.
 const SHUTDOWN_DRAIN: Duration = Duration::from_secs(5);
-const RETRY_MIN: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Of the time, the share in which heartbeats that tell of a change are made: with thousands of components each of them
 /// takes its time, and while those start there is always something to tell.
 const TELLING_SHARE: u32 = 10;
@@ -50,21 +46,17 @@ pub(super) struct Loop {
     routes: watch::Sender<Arc<Routes>>,
     ingress: Option<Ingress>,
     _ends: Ends,
-    stored: Option<pb::Assignment>,
-    wanted: BTreeMap<Key, Wanted>,
+    keeper: Keeper,
+    /// The keeper's clock begins then.
+    begun: Instant,
     up: BTreeMap<Key, Instance>,
-    /// Being brought up, in which revision.
-    starting: BTreeMap<Key, u64>,
-    failed: BTreeMap<Key, (Failure, u32, Instant)>,
     starts: JoinSet<(Key, Wanted, Result<Instance, String>)>,
-    /// Of what is strict: stopped, and not gone yet, in which revision.
-    parting: BTreeMap<Key, u64>,
+    /// Of what is strict.
     partings: JoinSet<Key>,
     unused: Unused,
     /// What the heartbeat before told of the load.
     since: Since,
-    /// There is something to tell, and not before then.
-    changed: bool,
+    /// A change is not told before then.
     tell_at: Instant,
     /// When it is told that a step was taken.
     step_at: Option<Instant>,
@@ -72,13 +64,6 @@ pub(super) struct Loop {
     step_told: bool,
     /// A store had failed when the last heartbeat was made.
     failing: bool,
-    /// What shall run has to be compared with what does; what is under a lease, with whether there was one.
-    unsure: bool,
-    leased: bool,
-    /// To be brought up when there is room, the next at the end; as the last comparison found.
-    waiting: Vec<(Key, Wanted)>,
-    /// When the first of those that failed is tried again.
-    retry_at: Option<Instant>,
 }
 
 impl Loop {
@@ -99,34 +84,24 @@ impl Loop {
             routes,
             ingress,
             _ends: ends,
-            stored: None,
-            wanted: BTreeMap::new(),
+            keeper: Keeper::new(),
+            begun: Instant::now(),
             up: BTreeMap::new(),
-            starting: BTreeMap::new(),
-            failed: BTreeMap::new(),
             starts: JoinSet::new(),
-            parting: BTreeMap::new(),
             partings: JoinSet::new(),
             unused,
             since: Since::now(),
-            changed: true,
             tell_at: Instant::now(),
             step_at: None,
             step_told: false,
             failing: false,
-            unsure: true,
-            leased: false,
-            waiting: Vec::new(),
-            retry_at: None,
         }
     }
 
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         if let Some(stored) = self.disk.assignment() {
-            let wanted = assignment::wanted(&stored);
-            let problem = wanted.as_ref().err().cloned();
             let (lattice, host) = (self.identity.lattice.as_str(), self.identity.host.as_str());
-            if let (Verdict::Accept, Ok(wanted)) = (assignment::judge(None, &stored, problem, lattice, host), wanted) {
+            if let (Verdict::Accept, wanted) = self.keeper.judge(&stored, lattice, host) {
                 tracing::info!(
                     generation = stored.generation,
                     apps = stored.apps.len(),
@@ -149,10 +124,10 @@ impl Loop {
             if now.up && now.count != greeted {
                 greeted = now.count;
                 self.hello().await;
-                self.changed = true;
+                self.keeper.change();
             }
             self.reconcile();
-            if self.changed && Instant::now() >= self.tell_at {
+            if self.keeper.has_changed() && Instant::now() >= self.tell_at {
                 self.tell().await;
             }
             if self.step_at.is_some_and(|at| at <= Instant::now()) {
@@ -177,12 +152,12 @@ impl Loop {
                 Some(started) = self.starts.join_next() => self.started(started),
                 Some(gone) = self.partings.join_next() => self.parted(gone),
                 () = pulse.leased.notified() => {}
-                () = tokio::time::sleep_until(self.tell_at.into()), if self.changed => {}
+                () = tokio::time::sleep_until(self.tell_at.into()), if self.keeper.has_changed() => {}
                 () = steps.moved.notified() => {
                     self.step_at.get_or_insert_with(|| Instant::now() + STEP_TELL);
                 }
                 () = until(self.step_at), if self.step_at.is_some() => {}
-                _ = look.tick(), if self.up.values().any(|i| i.strict) => {}
+                _ = look.tick(), if self.keeper.has_strict() => {}
                 Ok(()) = connection.changed() => {}
                 _ = beat.tick() => self.beat(false).await,
                 _ = sweep.tick() => self.sweep(),
@@ -191,9 +166,12 @@ impl Loop {
     }
 
     fn beat_every(&self) -> Duration {
-        let asked = self.stored.as_ref().map_or(0, |s| s.beat_ms);
-        let ms = if asked == 0 { BEAT_MS_DEFAULT } else { asked.clamp(100, 60_000) };
-        Duration::from_millis(u64::from(ms))
+        Duration::from_millis(u64::from(self.keeper.beat_ms()))
+    }
+
+    /// By the keeper's clock.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     async fn hello(&self) {
@@ -220,19 +198,23 @@ impl Loop {
     }
 
     async fn beat(&mut self, leaving: bool) {
-        let fence = self.stored.as_ref().map_or((0, 0), |s| (s.term, s.generation));
         let failing = self.up.values().any(|i| matches!(&i.what, What::Provider(store) if store.failure().is_some()));
         // What runs is gone through only if there is something to tell.
-        let new = std::mem::take(&mut self.changed) | std::mem::replace(&mut self.failing, failing) | failing | leaving;
+        let changed = self.keeper.take_changed();
+        let new = changed | std::mem::replace(&mut self.failing, failing) | failing | leaving;
         if new {
             self.tell_progress();
         }
-        let items = (new || self.parts.pulse.is_full_next()).then(|| {
-            let failed = self.failed.iter().map(|(k, (f, ..))| (k.clone(), f.clone())).collect();
-            inventory(&self.parts.running, &self.wanted, &failed, self.stopping())
-        });
-        let load = self.since.load(&self.parts.running);
-        let beat = self.parts.pulse.next(&self.parts, items, fence, leaving, load);
+        let items =
+            (new || self.parts.pulse.is_full_next()).then(|| inventory(&self.parts.running, self.keeper.not_up()));
+        let now = Now {
+            fence: self.keeper.fence(),
+            leaving,
+            dropped: self.parts.bus.drops().total(),
+            load: self.since.load(&self.parts.running),
+            starting: self.parts.steps.told(),
+        };
+        let beat = self.parts.pulse.next(items, now);
         (self.step_at, self.step_told) = (None, !beat.starting.is_empty());
         // A beat that waited for the bus would be old news: it is made and dropped.
         if !self.parts.bus.connection().borrow().up {
@@ -249,23 +231,14 @@ impl Loop {
         }
     }
 
-    /// Of what is strict, all that may run still although it shall not.
-    fn stopping(&self) -> impl Iterator<Item = (Key, u64)> {
-        let unwanted = self.starting.iter().filter(|(key, _)| !self.wanted.contains_key(*key));
-        self.parting.iter().chain(unwanted).map(|(key, revision)| (key.clone(), *revision))
-    }
-
     fn is_leased(&self) -> bool {
-        self.parts.pulse.is_leased(self.stored.as_ref().map_or(0, |s| s.generation))
+        self.parts.pulse.is_leased(self.keeper.fence().1)
     }
 
     /// Takes or refuses an assignment. Stored before it is confirmed.
     async fn assign(&mut self, new: pb::Assignment, answer: oneshot::Sender<pb::Assigned>) {
         let (lattice, host) = (self.identity.lattice.as_str(), self.identity.host.as_str());
-        let before = self.stored.as_ref().map(|stored| (stored, &self.wanted));
-        let wanted = assignment::wanted_after(before, &new);
-        let problem = wanted.as_ref().err().cloned();
-        let verdict = assignment::judge(self.stored.as_ref(), &new, problem, lattice, host);
+        let (verdict, wanted) = self.keeper.judge(&new, lattice, host);
         let error = match verdict {
             Verdict::Same => None,
             Verdict::Refuse(why) => {
@@ -274,8 +247,8 @@ impl Loop {
                 self.parts.bus.drops().count(reason);
                 Some(why)
             }
-            Verdict::Accept => match wanted.and_then(|wanted| self.keep(&new).map(|()| wanted)) {
-                Ok(wanted) => {
+            Verdict::Accept => match self.keep(&new) {
+                Ok(()) => {
                     tracing::info!(
                         term = new.term,
                         generation = new.generation,
@@ -288,7 +261,7 @@ impl Loop {
                 Err(problem) => Some(problem),
             },
         };
-        let (term, generation) = self.stored.as_ref().map_or((0, 0), |s| (s.term, s.generation));
+        let (term, generation) = self.keeper.fence();
         let accepted = error.is_none();
         // Who asked may have stopped waiting.
         let _ = answer.send(pb::Assigned { accepted, term, generation, error: error.unwrap_or_default() });
@@ -299,58 +272,23 @@ impl Loop {
     }
 
     fn adopt(&mut self, assignment: pb::Assignment, wanted: BTreeMap<Key, Wanted>) {
-        self.wanted = wanted;
         let (routes, refused) = Routes::from_wire(&assignment.routes, &self.parts.telemetry.book);
         if refused > 0 {
             tracing::warn!(refused, "routes that this host can not read were left out; update it");
         }
         drop(self.routes.send_replace(Arc::new(routes)));
         self.parts.telemetry.book.prune();
-        self.failed.retain(|k, (f, ..)| self.wanted.get(k).is_some_and(|w| w.revision == f.revision));
-        self.stored = Some(assignment);
-        self.changed = true;
-        self.unsure = true;
+        self.keeper.adopt(assignment, wanted);
     }
 
     /// Begins whatever has to happen and can begin now.
     fn reconcile(&mut self) {
-        let (now, leased) = (Instant::now(), self.is_leased());
-        self.unsure |= self.retry_at.is_some_and(|at| at <= now);
-        self.unsure |= std::mem::replace(&mut self.leased, leased) != leased;
-        while std::mem::take(&mut self.unsure) {
-            self.compare(now, leased);
-        }
-        while self.starts.len() < STARTS_MAX
-            && let Some((key, wanted)) = self.waiting.pop()
-        {
-            self.starting.insert(key.clone(), wanted.revision);
-            let parts = self.parts.clone();
-            self.starts.spawn(async move {
-                let result = parts.start(&key, &wanted).await;
-                (key, wanted, result)
-            });
-        }
-    }
-
-    /// Goes through all components: with thousands of them, not at each turn of the loop.
-    fn compare(&mut self, now: Instant, leased: bool) {
-        let have: BTreeMap<Key, Have> =
-            self.up.iter().map(|(k, i)| (k.clone(), Have { revision: i.revision, replicas: i.replicas })).collect();
-        let mut busy = self.starting.clone();
-        busy.extend(self.failed.iter().filter(|(_, f)| f.2 > now).map(|(k, f)| (k.clone(), f.0.revision)));
-        self.retry_at = self.failed.values().map(|f| f.2).filter(|at| *at > now).min();
-        self.waiting.clear();
-        for action in assignment::actions(&self.wanted, &have, &busy, leased) {
+        let (now_ms, leased) = (self.now_ms(), self.is_leased());
+        for action in self.keeper.due(now_ms, leased) {
             match action {
                 Action::Stop(key) => {
                     tracing::info!(app = %key.0, component = %key.1, "stopped");
-                    self.parts.running.remove(&key);
-                    if let Some(old) = self.up.remove(&key) {
-                        self.retire(key, old);
-                    }
-                    self.changed = true;
-                    // Another revision may have waited for that.
-                    self.unsure = true;
+                    self.stop(key);
                 }
                 Action::Scale(key, replicas) => {
                     if let Some(instance) = self.up.get_mut(&key) {
@@ -360,57 +298,53 @@ impl Loop {
                         }
                         self.parts.running.put(&key, instance);
                     }
-                    self.changed = true;
                 }
                 Action::Start(key, wanted) => {
-                    if !self.starting.contains_key(&key) && !self.parting.contains_key(&key) {
-                        self.waiting.push((key, wanted));
-                    }
+                    let parts = self.parts.clone();
+                    self.starts.spawn(async move {
+                        let result = parts.start(&key, &wanted).await;
+                        (key, wanted, result)
+                    });
                 }
             }
         }
-        self.waiting.reverse();
+    }
+
+    fn stop(&mut self, key: Key) {
+        self.parts.running.remove(&key);
+        if let Some(instance) = self.up.remove(&key) {
+            self.retire(key, instance);
+        }
     }
 
     fn started(&mut self, joined: Result<(Key, Wanted, Result<Instance, String>), tokio::task::JoinError>) {
-        self.changed = true;
         let (key, started, result) = match joined {
             Ok(done) => done,
             Err(error) => {
                 tracing::error!(%error, "bringing up a component ended without a word");
-                self.starting.clear();
-                self.unsure = true;
-                return;
+                return self.keeper.lost_track();
             }
         };
-        self.starting.remove(&key);
-        match result {
-            Ok(instance) => {
-                // What it was started for may have changed meanwhile: `reconcile` sees to the rest.
-                self.unsure |= self.wanted.get(&key) != Some(&started);
-                if !self.wanted.contains_key(&key) || instance.strict && !self.is_leased() {
-                    return self.retire(key, instance);
-                }
-                tracing::info!(app = %key.0, component = %key.1, revision = instance.revision, "running");
-                self.failed.remove(&key);
-                self.parts.running.put(&key, &instance);
-                if let (Some(door), What::Actor(actor)) = (&instance.door, &instance.what) {
-                    door.slot.set(actor.clone());
-                }
-                if let Some(old) = self.up.insert(key.clone(), instance) {
-                    self.retire(key, old);
-                }
-            }
+        let (instance, result) = match result {
+            Ok(instance) => (Some(instance), Ok(())),
             Err(error) => {
                 tracing::warn!(app = %key.0, component = %key.1, revision = started.revision, %error, "not running");
-                let tries = self.failed.get(&key).filter(|f| f.0.revision == started.revision).map_or(0, |f| f.1) + 1;
-                let wait = RETRY_MIN.saturating_mul(1 << tries.min(6)).min(RETRY_MAX);
-                let failure = Failure { revision: started.revision, error };
-                let again = Instant::now() + wait;
-                self.unsure |= self.wanted.get(&key) != Some(&started);
-                self.retry_at = Some(self.retry_at.map_or(again, |at| at.min(again)));
-                self.failed.insert(key, (failure, tries, again));
+                (None, Err(error))
             }
+        };
+        let (now_ms, leased) = (self.now_ms(), self.is_leased());
+        let came = self.keeper.started(&key, &started, result, now_ms, leased);
+        let Some(instance) = instance else { return };
+        if came != Came::Up {
+            return self.retire(key, instance);
+        }
+        tracing::info!(app = %key.0, component = %key.1, revision = instance.revision, "running");
+        self.parts.running.put(&key, &instance);
+        if let (Some(door), What::Actor(actor)) = (&instance.door, &instance.what) {
+            door.slot.set(actor.clone());
+        }
+        if let Some(old) = self.up.insert(key.clone(), instance) {
+            self.retire(key, old);
         }
     }
 
@@ -423,10 +357,11 @@ impl Loop {
                 }
             });
         }
-        let named = self.wanted.values().flat_map(|w| w.app.components.values()).filter_map(|c| match &c.kind {
-            Kind::Actor(a) => a.digest.clone(),
-            Kind::Provider(_) => None,
-        });
+        let named =
+            self.keeper.wanted().values().flat_map(|w| w.app.components.values()).filter_map(|c| match &c.kind {
+                Kind::Actor(a) => a.digest.clone(),
+                Kind::Provider(_) => None,
+            });
         let named: BTreeSet<_> = named.collect();
         let (bytes, max) = self.parts.artifacts.bytes();
         let held: Vec<_> = self.parts.artifacts.list().into_iter().map(|(digest, _)| digest).collect();
@@ -442,14 +377,12 @@ impl Loop {
     }
 
     fn tell_progress(&self) {
-        let up = self.wanted.iter().filter(|(k, w)| self.up.get(*k).is_some_and(|i| i.revision == w.revision)).count();
-        let failed =
-            self.wanted.iter().filter(|(k, w)| self.failed.get(*k).is_some_and(|f| f.0.revision == w.revision));
+        let (up, failed) = self.keeper.progress();
         self.parts.telemetry.goes_on(Progress {
-            assigned: self.stored.is_some(),
-            wanted: self.wanted.len(),
+            assigned: self.keeper.stored().is_some(),
+            wanted: self.keeper.wanted().len(),
             up,
-            failed: failed.count(),
+            failed,
             ..Progress::default()
         });
     }
@@ -457,7 +390,6 @@ impl Loop {
     /// Lets go of what was stopped or replaced, beside the loop.
     fn retire(&mut self, key: Key, instance: Instance) {
         if instance.strict {
-            self.parting.insert(key.clone(), instance.revision);
             self.partings.spawn(async move {
                 // Its invocations end with the lease at the latest, or by their own limits.
                 instance.let_go(PARTING_MAX).await;
@@ -469,23 +401,16 @@ impl Loop {
     }
 
     fn parted(&mut self, gone: Result<Key, tokio::task::JoinError>) {
-        self.changed = true;
-        self.unsure = true;
-        match gone {
-            Ok(key) => _ = self.parting.remove(&key),
-            Err(error) => tracing::error!(%error, "stopping something strict ended without a word"),
+        if let Err(error) = &gone {
+            tracing::error!(%error, "stopping something strict ended without a word");
         }
+        self.keeper.parted(gone.ok().as_ref());
     }
 
     /// Whether nothing strict runs any more: who leaves is replaced at once.
     async fn part(&mut self) -> bool {
-        let strict: Vec<Key> = self.up.iter().filter(|(_, i)| i.strict).map(|(key, _)| key.clone()).collect();
-        self.wanted.retain(|_, wanted| !wanted.strict);
-        for key in strict {
-            self.parts.running.remove(&key);
-            if let Some(instance) = self.up.remove(&key) {
-                self.retire(key, instance);
-            }
+        for key in self.keeper.part() {
+            self.stop(key);
         }
         let all = async { while self.partings.join_next().await.is_some() {} };
         tokio::time::timeout(SHUTDOWN_DRAIN, all).await.is_ok()
@@ -496,8 +421,7 @@ impl Loop {
         self.starts.shutdown().await;
         let alone = self.part().await;
         if leaving && alone {
-            self.parting.clear();
-            self.starting.clear();
+            self.keeper.gone();
             self.beat(true).await;
         }
         if let Some(ingress) = self.ingress.take() {
