@@ -2,9 +2,9 @@
 //!
 //! Reading order: `agent` (the loop), `assignment` (what has to happen, pure), `keeper` (what is on its way, and what begins
 //! next, pure), `lease` (until when what is strict may run, pure) with `holding` (the same for everyone), `beats` (what is
-//! told, pure), `artifact` (bytes by content), `engine` (wasmtime), `capability` (what guests may import), `provider` (who implements it here), `link` (which provider is
-//! meant), `rpc` (calls over the bus), `ingress` (HTTP from outside), `logs`, `origin` (what caused a call), `metrics`,
-//! `spans`.
+//! told, pure), `artifact` (bytes by content), `engine` (wasmtime), `fair` (who may have how many, pure), `capability`
+//! (what guests may import), `provider` (who implements it here), `link` (which provider is meant), `rpc` (calls over the
+//! bus), `ingress` (HTTP from outside), `logs`, `origin` (what caused a call), `metrics`, `spans`.
 //! Absent here: anything of the scheduler; a host decides nothing about other hosts.
 
 pub mod agent;
@@ -14,6 +14,7 @@ pub mod beats;
 pub mod call;
 pub mod capability;
 pub mod engine;
+mod fair;
 pub mod holding;
 pub mod ingress;
 pub mod keeper;

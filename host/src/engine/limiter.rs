@@ -4,6 +4,7 @@
 
 use super::config;
 use super::state::Env;
+use crate::fair::is_within_share;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use wasmtime::ResourceLimiter;
@@ -49,7 +50,7 @@ impl Share {
     }
     fn take(&self, bytes: u64) -> Result<(), Refused> {
         let free = self.budget.max.saturating_sub(self.budget.used());
-        match (self.held() <= free, free > 0) {
+        match (is_within_share(self.held(), free), free > 0) {
             (false, true) => Err(Refused::Share),
             (true, _) if self.budget.take(bytes) => {
                 self.held.fetch_add(bytes, Ordering::Relaxed);

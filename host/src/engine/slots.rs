@@ -1,10 +1,9 @@
-//! How many instances may be alive, and how many of them one actor's. It may take one more only while it has at most as
-//! many as are free: alone it can have half of all, two actors a third each, and so on. So there is always room for who
-//! has none, however many the others would take. Who is beyond its share waits in a queue of its own; what is given back
-//! goes to the one in wait who has the least.
+//! How many instances may be alive, and how many of them one actor's, by the rule of `fair`. Who is beyond its share
+//! waits in a queue of its own; what is given back goes to the one in wait who has the least.
 //!
 //! Taking and giving back must take no lock while nobody waits.
 
+use crate::fair::is_within_share;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,12 +95,12 @@ impl Share {
 
     fn may_take(&self) -> bool {
         let free = self.slots.free.load(Ordering::SeqCst);
-        self.held() <= free && self.weight <= free
+        is_within_share(self.held(), free) && self.weight <= free
     }
 
     /// A slot, if there is one within its share.
     pub(super) fn take(self: &Arc<Self>) -> Option<Slot> {
-        let less = |free: u32| if self.held() <= free { free.checked_sub(self.weight) } else { None };
+        let less = |free: u32| if is_within_share(self.held(), free) { free.checked_sub(self.weight) } else { None };
         self.slots.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).ok()?;
         self.held.fetch_add(self.weight, Ordering::SeqCst);
         Some(Slot { share: self.clone(), is_held: true })

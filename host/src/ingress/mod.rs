@@ -22,7 +22,7 @@ pub use routes::{Route, Routes};
 
 use crate::metrics::Count;
 use answer::Front;
-use shares::{Full, Shares};
+use shares::Shares;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -213,12 +213,9 @@ impl Accept {
                 Ok(accepted) => {
                     let (tls, front, stop) = (self.tls.clone(), self.front.clone(), self.stop.clone());
                     let (limits, cut, meter) = (self.limits, self.cut.clone(), self.front.meter.clone());
-                    let share = match shares.take(shares::client(accepted.1.ip())) {
-                        Ok(share) => share,
-                        Err(Full::Share(_) | Full::All) => {
-                            meter.crowded.add(1);
-                            continue;
-                        }
+                    let Ok(share) = shares.take(shares::client(accepted.1.ip())) else {
+                        meter.crowded.add(1);
+                        continue;
                     };
                     meter.taken.add(1);
                     self.connections.spawn(async move {

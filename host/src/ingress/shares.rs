@@ -1,7 +1,7 @@
 //! Who has how many of what there is a bounded number of: connections by the address of the client, WebSockets by the app.
-//! One may have a few in any case, and more while it has at most as many as are free: so one alone can have half, and there
-//! is room for others however many it asks for.
+//! One may have a few in any case, and more by the rule of `fair`.
 
+use crate::fair::is_within_share;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
@@ -30,7 +30,7 @@ pub(super) enum Full {
 /// One of them; given back when dropped.
 pub(super) struct Place<K: Hash + Eq> {
     shares: Arc<Shares<K>>,
-    of: Option<K>,
+    of: K,
 }
 
 impl<K: Hash + Eq + Clone> Shares<K> {
@@ -38,18 +38,20 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         Arc::new(Self { max, each_min, inner: Mutex::new(Held { all: 0, by: HashMap::new() }) })
     }
 
+    /// A place, if there is one and this one has not its share.
     pub(super) fn take(self: &Arc<Self>, of: K) -> Result<Place<K>, Full> {
         let mut held = self.lock();
-        if held.all >= self.max {
+        let free = self.max.saturating_sub(held.all);
+        if free == 0 {
             return Err(Full::All);
         }
         let has = held.by.get(&of).copied().unwrap_or(0);
-        if has >= self.each_min && has > self.max - held.all {
+        if has >= self.each_min && !is_within_share(has, free) {
             return Err(Full::Share(has));
         }
         held.all += 1;
         held.by.insert(of.clone(), has + 1);
-        Ok(Place { shares: self.clone(), of: Some(of) })
+        Ok(Place { shares: self.clone(), of })
     }
 }
 
@@ -61,15 +63,14 @@ impl<K> Shares<K> {
 
 impl<K: Hash + Eq> Drop for Place<K> {
     fn drop(&mut self) {
-        let Some(of) = self.of.take() else { return };
         let mut held = self.shares.lock();
         held.all -= 1;
-        let left = held.by.get_mut(&of).map_or(0, |has| {
+        let left = held.by.get_mut(&self.of).map_or(0, |has| {
             *has -= 1;
             *has
         });
         if left == 0 {
-            held.by.remove(&of);
+            held.by.remove(&self.of);
         }
     }
 }

@@ -88,13 +88,18 @@ fn count(
     reader: &mut Reader,
 ) -> Option<u32> {
     let Some(at) = fields.optional(name) else { return Some(default) };
-    let count = reader.whole(&at, *range.end())?;
+    within(&at, name, range, reader).and_then(|count| u32::try_from(count).ok())
+}
+
+/// A whole number that this range has.
+pub(crate) fn within(at: &Cursor<'_>, name: &str, range: RangeInclusive<u64>, reader: &mut Reader) -> Option<u64> {
+    let count = reader.whole(at, *range.end())?;
     if !range.contains(&count) {
         let message = format!("{name} of {count} is out of range");
         reader.report(&at.place(), message, format!("give {} to {}", range.start(), range.end()));
         return None;
     }
-    u32::try_from(count).ok()
+    Some(count)
 }
 
 const BYTES: &[(&str, u64)] = &[
