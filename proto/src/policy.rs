@@ -4,7 +4,9 @@
 use crate::address::Pattern;
 use crate::app::{Folder, Grants, Invalid, Limits};
 use crate::manifest::grants::{full_path, patterns};
-use crate::manifest::limits::{CONCURRENCY, OUTGOING_LEN, QUEUE_LEN, REUSE, body, cpu, deadline, log, memory, within};
+use crate::manifest::limits::{
+    CONCURRENCY, OUTGOING_LEN, QUEUE_LEN, REUSE, body, cpu, deadline, log, memory, within_range,
+};
 use crate::manifest::reader::{Cursor, Fields, Reader};
 use crate::manifest::{Problem, yaml};
 use std::collections::BTreeMap;
@@ -318,14 +320,14 @@ fn limits(at: &Cursor<'_>, policy: &mut Policy, reader: &mut Reader) {
         let Some(at) = fields.optional(held.name) else { continue };
         let max = match held.written {
             Written::Amount(read) => read_amount(&at, read, reader),
-            Written::Count(range) => within(&at, held.name, range, reader),
+            Written::Count(range) => within_range(&at, held.name, range, reader),
         };
         if let Some(max) = max {
             policy.limits_max.insert(held.name, max);
         }
     }
     if let Some(at) = fields.optional("replicas") {
-        policy.replicas_max = within(&at, "replicas", REPLICAS, reader);
+        policy.replicas_max = within_range(&at, "replicas", REPLICAS, reader);
     }
 }
 

@@ -122,12 +122,6 @@ impl Running {
         }
     }
 
-    /// What is up of a component.
-    pub(super) fn have(&self, key: &Key) -> Option<Have> {
-        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        Some(all.get(&key.0)?.get(&key.1)?.have)
-    }
-
     /// Shows each of them, in the order of their keys. Whoever looks must be quick: nothing can be changed meanwhile.
     pub(super) fn each(&self, mut look: impl FnMut(&Name, &Name, Have, &What)) {
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);

@@ -88,11 +88,16 @@ fn count(
     reader: &mut Reader,
 ) -> Option<u32> {
     let Some(at) = fields.optional(name) else { return Some(default) };
-    within(&at, name, range, reader).and_then(|count| u32::try_from(count).ok())
+    within_range(&at, name, range, reader).and_then(|count| u32::try_from(count).ok())
 }
 
 /// A whole number that this range has.
-pub(crate) fn within(at: &Cursor<'_>, name: &str, range: RangeInclusive<u64>, reader: &mut Reader) -> Option<u64> {
+pub(crate) fn within_range(
+    at: &Cursor<'_>,
+    name: &str,
+    range: RangeInclusive<u64>,
+    reader: &mut Reader,
+) -> Option<u64> {
     let count = reader.whole(at, *range.end())?;
     if !range.contains(&count) {
         let message = format!("{name} of {count} is out of range");

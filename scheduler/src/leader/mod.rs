@@ -215,8 +215,12 @@ impl Leader {
         }
     }
 
-    /// The end of a round: assignments, leases, and what people are told.
+    /// The end of a round: assignments, leases, and what people are told. Whoever was deposed while its proposal was on the
+    /// way leaves that to the next leader.
     fn finish(&mut self, now: &Now<'_>) -> Vec<Effect> {
+        if now.leads_in().is_none() || now.leads_in() != self.office {
+            return Vec::new();
+        }
         let mut effects = self.dispatch(now);
         effects.extend(self.lease(now));
         effects.extend(self.tell_brake());

@@ -161,6 +161,23 @@ fn a_plan_of_an_office_that_ended_is_not_proposed() {
 }
 
 #[test]
+fn whoever_was_deposed_while_it_proposed_sends_nothing() {
+    let mut lab = Lab::new(2);
+    lab.beat(1, 1, 5);
+    lab.beat(2, 1, 4);
+    lab.round();
+    let refused = Answer::Assigned(5, Ok(pb::Assigned { error: "no".into(), ..Default::default() }));
+    lab.answered(2, refused);
+    lab.ms = 10_000;
+    lab.beat(2, 2, 4);
+    assert!(matches!(lab.round()[..], [Effect::Propose(_)]), "h1 is lost");
+    (lab.term, lab.governs) = (4, false);
+    assert!(matches!(lab.proposed(Err("deposed".into()))[..], [Effect::Warn(_)]), "h2 is the next leader's");
+    lab.governs = true;
+    assert_eq!(lab.round(), [Effect::Assign(id(2), 4)], "which it is itself");
+}
+
+#[test]
 fn only_what_the_log_took_is_told() {
     let lab = Lab::new(0);
     let (lost, returned) = ([id(1), id(2)], [id(3)]);
