@@ -138,6 +138,8 @@ pub(crate) struct Process {
     compared: u64,
     /// The power goes when this event is done.
     pub(crate) doomed: bool,
+    /// It finds itself out since then.
+    out_since: Option<u64>,
     /// It was removed.
     pub(crate) out: bool,
 }
@@ -178,6 +180,7 @@ impl Process {
             ticks_max,
             compared: 0,
             doomed: false,
+            out_since: None,
             out: false,
         })
     }
@@ -456,7 +459,8 @@ impl Process {
             let handle = self.handle.clone();
             self.wait_for(async move { Came::Abdicated(handle.transfer(heir).await) });
         }
-        self.out |= out;
+        self.out_since = self.out_since.filter(|_| out).or(out.then_some(ctx.now));
+        self.out |= self.out_since.is_some_and(|since| ctx.now >= since + roster::LINGER_MS);
         // Who hears of no leader greets everyone: it may have been removed. One without a vote takes whom it heard of last
         // for its leader for ever.
         if self.status(|s| s.leader.is_none() || !s.members.is_voter(self.id)) {

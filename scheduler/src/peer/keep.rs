@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 const TICK: Duration = Duration::from_millis(200);
+const LINGER: Duration = Duration::from_millis(roster::LINGER_MS);
 /// For a change of members to be agreed on; it goes on in the log whatever is waited here.
 const CHANGE: Duration = Duration::from_secs(3);
 
@@ -23,12 +24,15 @@ pub(crate) async fn keep(peers: Peers, mut stop: watch::Receiver<bool>) {
     let work = async {
         let mut tick = tokio::time::interval(TICK);
         let mut watched = Watched::default();
+        let mut out_since = None;
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             let status = peers.0.raft.status().borrow().clone();
             peers.0.outbox.keep(&peers, &others(&peers, &status));
-            if peers.is_out(status.id) {
+            if !peers.is_out(status.id) {
+                out_since = None;
+            } else if out_since.get_or_insert_with(Instant::now).elapsed() >= LINGER {
                 peers.tell_removed(&state::removed(status.id));
             }
             if status.governs {

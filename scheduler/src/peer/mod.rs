@@ -301,6 +301,13 @@ impl Peers {
         roster::is_out(id, &self.0.replica.read(), &status.members)
     }
 
+    /// Whether this scheduler is one that may tell so.
+    fn tells_out(&self, id: u64) -> bool {
+        let status = self.0.raft.status();
+        let status = status.borrow();
+        roster::tells_out(status.id, id, &self.0.replica.read(), &status.members)
+    }
+
     fn leads(&self) -> bool {
         self.0.raft.status().borrow().role == raft::Role::Leader
     }

@@ -23,10 +23,21 @@ pub enum Stranger {
     Refused(String),
 }
 
+/// Who finds itself out goes on for so long, unless one who votes tells it so before. It may have led the change that took
+/// it out, and be the only one that knows that the change is through: until the others have heard, they need its vote to
+/// elect one of them.
+pub const LINGER_MS: u64 = 30_000;
+
 /// Whether scheduler `id` is out for good: not wanted any more, and no part of the log's quorum either. Until then its
 /// vote may be needed for its own removal.
 pub fn is_out(id: u64, state: &State, members: &Members) -> bool {
     state.was_removed(id) && !members.contains(id) && !built_in(Fault::RemovedComesBack)
+}
+
+/// Whether `me` may tell scheduler `id` that it is out, so that it ends at once. One that only learns may not: those who
+/// vote may not have heard of the change yet, and need the vote of who ends to elect one of them.
+pub fn tells_out(me: u64, id: u64, state: &State, members: &Members) -> bool {
+    is_out(id, state, members) && members.is_voter(me)
 }
 
 /// Whether a member that greets so may speak to member `me`.
@@ -54,7 +65,8 @@ pub fn admit(
         return refuse(format!("two schedulers say that they are {from}; end the one whose data folder is a copy"));
     }
     if is_out(from, state, members) {
-        return Err(Stranger::Removed(removed(from)));
+        let text = removed(from);
+        return Err(if members.is_voter(me) { Stranger::Removed(text) } else { Stranger::Refused(text) });
     }
     match state.members.get(&from) {
         Some(member) if member.log_id != greeting.log_id => refuse(lost_log(from)),
@@ -459,6 +471,10 @@ mod tests {
         );
         state.members.remove(&2);
         assert!(matches!(at(&state, &greeting(2, 1, "log-2")), Err(Stranger::Removed(_))));
+        // One that only learns does not make it end: those who vote may not have heard of the change.
+        let learns = admit(&state, &members(&[3], &[1]), 1, "plant", &greeting(2, 1, "log-2"));
+        assert_eq!(refused(learns), removed(2));
+        assert!(tells_out(1, 2, &state, &members(&[1], &[])) && !tells_out(1, 2, &state, &members(&[3], &[1])));
         // One of two voters: it has to agree to its own removal.
         let two = Members { outgoing: vec![1, 2], ..members(&[1], &[]) };
         assert_eq!(admit(&state, &two, 1, "plant", &greeting(2, 1, "log-2")), Ok(()));

@@ -121,7 +121,7 @@ impl Served {
             let frame = tokio::select! {
                 frame = frames.message() => frame?,
                 _ = look.tick() => {
-                    if self.peers.is_out(greeting.from) {
+                    if self.peers.tells_out(greeting.from) {
                         return Err(Status::failed_precondition(crate::state::removed(greeting.from)));
                     }
                     continue;
