@@ -123,8 +123,12 @@ impl World {
                     self.ctx.count("goodbye heard");
                 }
                 let Some(seat) = self.seats.get_mut(number) else { return };
+                let boot = seat.boot;
                 seat.event(&mut self.ctx, &mut self.history, event);
                 self.ctx.up[number] = seat.up();
+                if seat.up() && seat.boot != boot {
+                    self.reconnect(number);
+                }
                 self.look_at_ambush(number);
             }
             Node::Client => self.client_event(event),
@@ -144,6 +148,14 @@ impl World {
                 other => self.ctx.fail(format!("the world was sent {other:?}")),
             },
         }
+    }
+
+    /// What others had sent to a scheduler that starts again was lost with its connections, and they see it then at the
+    /// latest.
+    fn reconnect(&self, number: usize) {
+        let id = self.seats[number].id;
+        let others = self.seats.iter().filter(|seat| seat.number != number);
+        others.filter_map(|seat| seat.process.as_ref()).for_each(|process| process.handle.unreachable(id));
     }
 
     fn client_event(&mut self, event: Event) {
