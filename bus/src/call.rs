@@ -100,7 +100,7 @@ impl Call<'_> {
                 let payload = Box::pin(transfer::receive(self.link, size, peer)).await?;
                 Ok(Reply { headers, payload })
             }
-            Part::Grant { .. } | Part::Piece { .. } => Err(malformed(Reason::Malformed)),
+            Part::Grant { .. } | Part::Piece { .. } | Part::End { .. } => Err(malformed(Reason::Malformed)),
         }
     }
 }

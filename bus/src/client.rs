@@ -19,9 +19,10 @@ use tracing::debug;
 
 use crate::inbox::Inbox;
 use crate::replay::Taken;
+use crate::stream::Places;
 use crate::transfer::Budget;
 use crate::wire::{Connection, Feed, Wire};
-use crate::{Config, Drops, Error, Reason, Subscription, envelope, subscription};
+use crate::{Config, Drops, Error, Reason, Subscription, envelope, stream, subscription};
 
 /// A handle; clones share the connection, which ends with the last of them, or at `close`.
 #[derive(Clone)]
@@ -35,6 +36,7 @@ pub(crate) struct Link {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) drops: Arc<Drops>,
     pub(crate) budget: Budget,
+    pub(crate) streams: Places,
     /// Of the requests that came.
     taken: Mutex<Taken>,
     subjects: Subjects,
@@ -63,6 +65,7 @@ impl Bus {
             inbox,
             drops,
             budget: Budget::default(),
+            streams: Places::default(),
             taken: Mutex::default(),
             subjects: Subjects::new(&config.lattice),
             connection: wire.connection(),
@@ -245,10 +248,13 @@ async fn run_inbox(wire: Arc<Wire>, mut feed: Feed, inbox: Arc<Inbox>, drops: Ar
             () = wire.stop.cancelled() => break,
             message = feed.next_or_revive() => message,
         };
-        match message.map(|message| inbox.deliver(message)) {
-            None => break,
-            Some(Ok(())) => {}
-            Some(Err(reason)) => drops.count(reason),
+        let Some(message) = message else { break };
+        let asked_by = stream::asked_by(&message);
+        if let Err(reason) = inbox.deliver(message) {
+            drops.count(reason);
+            if let (Reason::Stale, Some(to)) = (reason, asked_by) {
+                stream::tell_gone(&wire.client(), to);
+            }
         }
     }
     inbox.clear();

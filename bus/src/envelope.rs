@@ -3,7 +3,7 @@
 //!
 //! A request has `Bus-Deadline` (milliseconds left). An answer has nothing of ours, or `Bus-Refused` and
 //! `Bus-Message`. A body above the message limit is announced by `Bus-Size`, granted piece by piece by `Bus-Grant`
-//! and sent in messages with `Bus-Offset`; see `transfer`.
+//! and sent in messages with `Bus-Offset`; see `transfer`. One of unknown size ends with `Bus-End`; see `stream`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,6 +32,7 @@ const DEADLINE: HeaderName = HeaderName::from_static("Bus-Deadline");
 const SIZE: HeaderName = HeaderName::from_static("Bus-Size");
 const GRANT: HeaderName = HeaderName::from_static("Bus-Grant");
 const OFFSET: HeaderName = HeaderName::from_static("Bus-Offset");
+const END: HeaderName = HeaderName::from_static("Bus-End");
 const REFUSED: HeaderName = HeaderName::from_static("Bus-Refused");
 const MESSAGE: HeaderName = HeaderName::from_static("Bus-Message");
 
@@ -51,6 +52,10 @@ pub(crate) enum Part {
     /// A piece of the body.
     Piece {
         offset: usize,
+    },
+    /// A stream ended, after this many bytes.
+    End {
+        size: usize,
     },
     Refused(Refusal),
 }
@@ -110,6 +115,12 @@ pub(crate) fn piece(offset: usize) -> HeaderMap {
     map
 }
 
+pub(crate) fn end(size: usize) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    map.insert(END, HeaderValue::from(size));
+    map
+}
+
 /// Whatever it holds, it becomes two lines that fit a message.
 pub(crate) fn refusal(refusal: &Refusal) -> HeaderMap {
     let mut map = HeaderMap::new();
@@ -137,6 +148,9 @@ pub(crate) fn part(map: Option<&HeaderMap>) -> Result<Part, Reason> {
     }
     if let Some(until) = number(map, GRANT)? {
         return Ok(Part::Grant { until });
+    }
+    if let Some(size) = number(map, END)? {
+        return Ok(Part::End { size });
     }
     Ok(match number(map, SIZE)? {
         Some(size) => Part::Announced { size },
@@ -282,6 +296,7 @@ mod tests {
             (&[("Bus-Size", "7")], Ok(Part::Announced { size: 7 })),
             (&[("Bus-Grant", "7")], Ok(Part::Grant { until: 7 })),
             (&[("Bus-Offset", "7")], Ok(Part::Piece { offset: 7 })),
+            (&[("Bus-End", "7")], Ok(Part::End { size: 7 })),
             (&[("Bus-Offset", "seven")], Err(Reason::Malformed)),
             (&[("Bus-Grant", "99999999999999999999999")], Err(Reason::Malformed)),
         ];

@@ -18,6 +18,8 @@ pub enum Error {
     Refused { code: String, message: String },
     #[error("{calls} calls wait for an answer, which is the bound: retry when some have ended")]
     Busy { calls: usize },
+    #[error("{max} streams cross the bus from or to here, which is the bound: retry when some have ended")]
+    Streams { max: usize },
     #[error("the answer on {subject} makes no sense: see that both ends run the same version")]
     Garbled { subject: String },
     #[error("{subject:?} is not a subject: use tokens of visible characters joined by dots, with no wildcard to send")]
@@ -36,7 +38,11 @@ impl Error {
     /// call was not carried out: after `Deadline` that is unknown.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NoResponders { .. } | Self::Deadline { .. } | Self::Disconnected | Self::Busy { .. } => true,
+            Self::NoResponders { .. }
+            | Self::Deadline { .. }
+            | Self::Disconnected
+            | Self::Busy { .. }
+            | Self::Streams { .. } => true,
             Self::Refused { code, .. } => code == crate::serve::OVERLOADED,
             Self::TooLarge { .. }
             | Self::Garbled { .. }

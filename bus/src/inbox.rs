@@ -53,7 +53,12 @@ impl Inbox {
     }
 
     pub(crate) fn stream(self: &Arc<Self>) -> Result<(Ticket, mpsc::Receiver<Message>), Error> {
-        let (sender, receiver) = mpsc::channel(STREAM_LEN_MAX);
+        self.stream_of(STREAM_LEN_MAX)
+    }
+
+    /// With room for so many messages that are not taken up yet.
+    pub(crate) fn stream_of(self: &Arc<Self>, len_max: usize) -> Result<(Ticket, mpsc::Receiver<Message>), Error> {
+        let (sender, receiver) = mpsc::channel(len_max);
         Ok((self.enter(Waiter::Stream(sender))?, receiver))
     }
 

@@ -29,6 +29,19 @@ pub struct Request {
     pub payload: Bytes,
     /// When the caller stops waiting. The handler is dropped then.
     pub deadline: Instant,
+    /// What goes on after the answer.
+    pub rest: Rest,
+}
+
+/// Runs what an answer began, such as a stream, beyond its handler: draining waits for it.
+#[derive(Debug, Clone)]
+pub struct Rest(TaskTracker);
+
+impl Rest {
+    /// `rest` bounds itself in time.
+    pub fn spawn(&self, rest: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(rest);
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -238,7 +251,8 @@ where
                 }
             }
         };
-        let request = Request { subject: subject.clone(), headers: opening.headers, payload, deadline };
+        let rest = Rest(self.handlers.clone());
+        let request = Request { subject: subject.clone(), headers: opening.headers, payload, deadline, rest };
         // Calling the handler is inside, so that a panic before its first await is caught too.
         let handled = AssertUnwindSafe(async { (self.handler)(request).await }).catch_unwind().await;
         drop(room);

@@ -1,8 +1,22 @@
 //! The client against both brokers: each test runs on the embedded one and on a real nats-server.
 #![allow(clippy::unwrap_used, reason = "tests and their helpers")]
 
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::Kind::Embedded).await })*
+        }
+        mod nats_server {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::Kind::NatsServer).await })*
+        }
+    };
+}
+
 mod credentials;
 mod started;
+mod streams;
 mod tls;
 
 use std::sync::Arc;
@@ -17,19 +31,6 @@ use tokio::time::timeout;
 use started::{Kind, PATIENCE, Started, wait_for};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name(super::Kind::Embedded).await })*
-        }
-        mod nats_server {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name(super::Kind::NatsServer).await })*
-        }
-    };
-}
 
 on_both![
     calls_carry_headers_payload_and_refusals,

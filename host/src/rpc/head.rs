@@ -1,12 +1,13 @@
 //! An HTTP message as bytes: method and target or status, headers, body. Pure. Checks all it reads; never carries a
 //! header that belongs to one connection.
 
+use super::body::Carried;
 use crate::call::CallError;
 use crate::value::{Reader, Writer};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// Bytes of a request's or a response's body that cross the bus: it travels whole.
+/// Bytes of a request's or a response's body that cross the bus in one piece.
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of all headers of one message.
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
@@ -38,16 +39,16 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-pub(super) fn encode_request(parts: &http::request::Parts, body: &[u8]) -> Result<Bytes, CallError> {
+pub(super) fn encode_request(parts: &http::request::Parts, body: &Carried) -> Result<Bytes, CallError> {
     let uri = parts.uri.to_string();
     let mut w = Writer::with_capacity(body.len() + uri.len() + 1024);
     w.put_str(parts.method.as_str()).put_str(&uri);
     put_headers(&mut w, &parts.headers)?;
-    w.put_bytes(body);
+    put_body(&mut w, body);
     Ok(w.finish())
 }
 
-pub(super) fn decode_request(bytes: Bytes) -> Result<http::Request<Bytes>, CallError> {
+pub(super) fn decode_request(bytes: Bytes) -> Result<http::Request<Carried>, CallError> {
     let mut r = Reader::new(bytes);
     let (method, uri) = (r.string()?, r.string()?);
     let headers = take_headers(&mut r)?;
@@ -59,15 +60,15 @@ pub(super) fn decode_request(bytes: Bytes) -> Result<http::Request<Bytes>, CallE
     Ok(request)
 }
 
-pub(super) fn encode_response(parts: &http::response::Parts, body: &[u8]) -> Result<Bytes, CallError> {
+pub(super) fn encode_response(parts: &http::response::Parts, body: &Carried) -> Result<Bytes, CallError> {
     let mut w = Writer::with_capacity(body.len() + 1024);
     w.put_u16(parts.status.as_u16());
     put_headers(&mut w, &parts.headers)?;
-    w.put_bytes(body);
+    put_body(&mut w, body);
     Ok(w.finish())
 }
 
-pub(super) fn decode_response(bytes: Bytes) -> Result<http::Response<Bytes>, CallError> {
+pub(super) fn decode_response(bytes: Bytes) -> Result<http::Response<Carried>, CallError> {
     let mut r = Reader::new(bytes);
     let status = r.u16()?;
     let headers = take_headers(&mut r)?;
@@ -113,8 +114,21 @@ fn take_headers(r: &mut Reader) -> Result<HeaderMap, CallError> {
     Ok(headers)
 }
 
-fn take_body(mut r: Reader) -> Result<Bytes, CallError> {
+/// The address of a stream comes behind an empty body: a host that knows none refuses the message.
+fn put_body(w: &mut Writer, body: &Carried) {
+    match body {
+        Carried::Whole(bytes) => w.put_bytes(bytes),
+        Carried::Offered(address) => w.put_bytes(b"").put_str(address),
+    };
+}
+
+fn take_body(mut r: Reader) -> Result<Carried, CallError> {
     let body = r.bytes()?;
+    if body.is_empty() && r.remaining() > 0 {
+        let address = r.string()?;
+        r.finish()?;
+        return Ok(Carried::Offered(address));
+    }
     r.finish()?;
     if body.len() > BODY_BYTES_MAX {
         return Err(CallError::TooLarge(format!(
@@ -122,7 +136,7 @@ fn take_body(mut r: Reader) -> Result<Bytes, CallError> {
             body.len()
         )));
     }
-    Ok(body)
+    Ok(Carried::Whole(body))
 }
 
 fn invalid(what: &str) -> CallError {
@@ -172,14 +186,17 @@ mod tests {
         *request.uri_mut() = "/a/b?c=%20d".parse().unwrap();
         *request.headers_mut() = headers(&[("host", "shop.example"), ("x", "1"), ("x", "2")]);
         let (parts, ()) = request.into_parts();
-        let back = decode_request(encode_request(&parts, b"body").unwrap()).unwrap();
+        let whole = |bytes: &'static [u8]| Carried::Whole(Bytes::from_static(bytes));
+        let back = decode_request(encode_request(&parts, &whole(b"body")).unwrap()).unwrap();
         assert_eq!((back.method(), back.uri(), back.headers()), (&parts.method, &parts.uri, &parts.headers));
-        assert_eq!(back.body().as_ref(), b"body");
+        assert_eq!(*back.body(), whole(b"body"));
+        let offered = Carried::Offered("_INBOX.a.1".into());
+        assert_eq!(*decode_request(encode_request(&parts, &offered).unwrap()).unwrap().body(), offered);
 
         let (mut parts, ()) = http::Response::new(()).into_parts();
         parts.status = http::StatusCode::IM_A_TEAPOT;
         parts.headers.insert("x", HeaderValue::from_bytes(&[0xe9]).unwrap());
-        let back = decode_response(encode_response(&parts, b"").unwrap()).unwrap();
+        let back = decode_response(encode_response(&parts, &whole(b"")).unwrap()).unwrap();
         assert_eq!((back.status(), back.headers()), (parts.status, &parts.headers));
     }
 

@@ -1,5 +1,6 @@
-//! HTTP requests to an actor on another host. Bodies travel whole, so both are bounded; trailers stay behind.
+//! HTTP requests to an actor on another host. Trailers stay behind.
 
+use super::body::{Carried, Gathered, Upload, arrived, gather, pieces};
 use super::head::{self, BODY_BYTES_MAX};
 use super::{CONCURRENT_MAX, Slot, call_error, refusal, strip_hop_by_hop};
 use crate::call::{Body, CallError, HttpServe};
@@ -7,7 +8,7 @@ use crate::origin::Origin;
 use crate::spans::{self, Kind};
 use bus::{Bus, Headers, Reason, Refusal, Reply, Request, Serving};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use proto::app::Name;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,10 @@ pub const HTTP_INTERFACE: &str = "wasi:http/incoming-handler";
 const MOVE_WAIT: Duration = Duration::from_secs(1);
 /// Silence after which a request that may be repeated is.
 const REPEAT_AFTER: Duration = Duration::from_secs(2);
+/// Of a caller that takes an answer as a stream.
+const STREAMS: &str = "Lattice-Streams";
+/// Longer than the other end takes to say that the time is over.
+const STREAM_SLACK: Duration = Duration::from_secs(1);
 const MOVE_POLL: Duration = Duration::from_millis(50);
 
 /// The actor `actor` of `app` on whichever host runs it.
@@ -72,7 +77,8 @@ impl RemoteHttp {
                 continue;
             }
             let left = end.saturating_duration_since(Instant::now());
-            let reply = self.bus.call(subject.clone(), Headers::new(), message.clone(), left).await;
+            let headers = Headers::from([(STREAMS.to_owned(), "1".to_owned())]);
+            let reply = self.bus.call(subject.clone(), headers, message.clone(), left).await;
             match reply {
                 Err(bus::Error::NoResponders { .. }) if Instant::now() < give_up.min(end) => {
                     tokio::time::sleep(MOVE_POLL).await;
@@ -97,19 +103,26 @@ impl HttpServe for RemoteHttp {
         strip_hop_by_hop(&mut parts.headers);
         let mut span = spans::begin(Kind::Client, || Origin::of(&parts.headers), || format!("HTTP of {whom}"));
         spans::put(&span, &mut parts.headers);
-        let body = tokio::time::timeout(left, whole(body, || format!("the request's body for {whom}")))
-            .await
-            .map_err(|_| CallError::Deadline(format!("the request's body for {whom} did not arrive in {left:?}")))??;
-        let message = head::encode_request(&parts, &body)?;
-        drop(body);
+        let what = format!("the request's body for {whom}");
+        let gathered = gather(body).await.map_err(|e| CallError::Trapped(format!("{what} broke off: {e}")))?;
+        let (carried, upload) = match gathered {
+            Gathered::Whole(bytes) => (Carried::Whole(bytes), None),
+            Gathered::More(body) => {
+                let offer = self.bus.offer().map_err(|e| call_error(e, "ingress", "HTTP", &whom))?;
+                (Carried::Offered(offer.address()), Some(Upload::start(offer, body, what, end)))
+            }
+        };
+        let message = head::encode_request(&parts, &carried)?;
         let subject = self.bus.subjects().rpc(&self.app, &self.actor, HTTP_INTERFACE);
-        let repeatable = matches!(parts.method, http::Method::GET | http::Method::HEAD);
+        let repeatable = upload.is_none() && matches!(parts.method, http::Method::GET | http::Method::HEAD);
         let reply = self.call_surely(subject, message, end, repeatable).await;
         let reply = reply.map_err(|e| call_error(e, "ingress", "HTTP", &whom));
         spans::ended(&mut span, &reply);
         let reply = reply?;
-        let response = head::decode_response(reply.payload)?;
-        Ok(response.map(full))
+        let (parts, carried) = head::decode_response(reply.payload)?.into_parts();
+        let body = arrived(&self.bus, carried, end + STREAM_SLACK, upload).await;
+        let body = body.map_err(|e| call_error(e, "ingress", "HTTP", &whom))?;
+        Ok(http::Response::from_parts(parts, body))
     }
 }
 
@@ -132,16 +145,36 @@ pub async fn serve_http(
 }
 
 async fn answer(bus: &Bus, serve: &dyn HttpServe, whom: &str, request: Request) -> Result<Reply, Refusal> {
-    let message = head::decode_request(request.payload).map_err(|e| {
+    let Request { headers, payload, deadline, rest, .. } = request;
+    let message = head::decode_request(payload).map_err(|e| {
         bus.drops().count(Reason::Malformed);
         refusal(e)
     })?;
-    let left = request.deadline.saturating_duration_since(Instant::now());
-    let response = serve.http(message.map(full), Some(left)).await.map_err(refusal)?;
+    let (parts, carried) = message.into_parts();
+    let body = arrived(bus, carried, deadline, ()).await;
+    let body = body.map_err(|e| refusal(call_error(e, "ingress", "the request's body", whom)))?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let response = serve.http(http::Request::from_parts(parts, body), Some(left)).await.map_err(refusal)?;
     let (mut parts, body) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers);
-    let body = whole(body, || format!("the response of {whom}")).await.map_err(refusal)?;
-    let payload = head::encode_response(&parts, &body).map_err(refusal)?;
+    let what = format!("the response of {whom}");
+    let gathered = gather(body).await.map_err(|e| refusal(CallError::Trapped(format!("{what} broke off: {e}"))))?;
+    let carried = match gathered {
+        Gathered::Whole(bytes) => Carried::Whole(bytes),
+        Gathered::More(body) if headers.contains_key(STREAMS) => {
+            let offer = bus.offer().map_err(|e| refusal(CallError::Overloaded(e.to_string())))?;
+            let address = offer.address();
+            rest.spawn(async move {
+                if let Err(error) = offer.send(pieces(body, what), deadline).await {
+                    tracing::debug!(%error, "an answer was not taken to its end");
+                }
+            });
+            Carried::Offered(address)
+        }
+        // A caller of a version that knows no streams.
+        Gathered::More(body) => Carried::Whole(whole(body, || what.clone()).await.map_err(refusal)?),
+    };
+    let payload = head::encode_response(&parts, &carried).map_err(refusal)?;
     Ok(Reply { headers: Headers::new(), payload })
 }
 
@@ -150,15 +183,11 @@ async fn whole(body: Body, what: impl Fn() -> String) -> Result<Bytes, CallError
     match Limited::new(body, BODY_BYTES_MAX).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => Err(CallError::TooLarge(format!(
-            "{} is more than {BODY_BYTES_MAX} bytes, which is what crosses the bus; send less, or place the actor on \
-             the ingress host",
+            "{} is more than {BODY_BYTES_MAX} bytes, which is what crosses the bus to a host that knows no \
+             streams; update the host of the ingress",
             what()
         ))),
         // The engine's error says what went wrong in the guest; a request's, that the client went away.
         Err(e) => Err(CallError::Trapped(format!("{} broke off: {e}", what()))),
     }
-}
-
-fn full(body: Bytes) -> Body {
-    Full::new(body).map_err(|never| match never {}).boxed_unsync()
 }

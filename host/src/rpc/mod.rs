@@ -2,8 +2,10 @@
 //! one reply. The serving end trusts nothing of a caller but its name, and takes what the link configured from the
 //! app it knows, never from the wire.
 //!
-//! Reading order: `call` (values), `http` (requests to an actor), `head` (the HTTP message as bytes; pure).
+//! Reading order: `call` (values), `http` (requests to an actor), `head` (the HTTP message as bytes; pure), `body` (what
+//! travels with it, what behind it).
 
+mod body;
 mod call;
 mod head;
 mod http;

@@ -15,9 +15,14 @@ use ::http::{Request, Response, StatusCode};
 use bus::broker::{self, Broker};
 use bus::{Headers, Reason};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use futures::{Stream, StreamExt, stream};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use proto::app::Name;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::mpsc;
+use wasmtime_wasi_http::Error;
 
 fn name(s: &str) -> Name {
     s.parse().unwrap()
@@ -200,6 +205,10 @@ impl HttpServe for Web {
             "/busy" => Err(CallError::Overloaded("actor shop/web: its queue is full".into())),
             "/large" => Ok(Response::new(full(Bytes::from(vec![1; BODY_BYTES_MAX + 1])))),
             "/echo" => Ok(Response::new(full(sent))),
+            "/late" => Ok(Response::new(body_of(stream::iter(["first, ", "last"]).then(|text| async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok(Bytes::from(text))
+            })))),
             _ => {
                 let headers: Vec<&str> = parts.headers.keys().map(|k| k.as_str()).collect();
                 let text = format!("{} {} {} {}", parts.method, parts.uri, headers.join(","), sent.len());
@@ -235,15 +244,110 @@ async fn http_crosses_the_bus() {
     let large = Bytes::from(vec![5; 3 * 1024 * 1024]);
     assert_eq!(ask("/echo", large.clone()).await.unwrap().1, large);
     assert_eq!(ask("/busy", Bytes::new()).await.unwrap_err().code(), "overloaded");
-    let error = ask("/large", Bytes::new()).await.unwrap_err();
-    assert!(matches!(&error, CallError::TooLarge(m) if m.contains("the response of shop/web")), "{error}");
-    let error = ask("/echo", Bytes::from(vec![1; BODY_BYTES_MAX + 1])).await.unwrap_err();
-    assert!(matches!(&error, CallError::TooLarge(m) if m.contains("the request's body for shop/web")), "{error}");
+    let larger = Bytes::from(vec![1; BODY_BYTES_MAX + 1]);
+    assert_eq!(ask("/large", Bytes::new()).await.unwrap().1, larger);
+    assert_eq!(ask("/echo", larger.clone()).await.unwrap().1, larger);
 
+    // A caller that knows no streams.
     let subject = there.subjects().rpc(&name("shop"), &name("web"), HTTP_INTERFACE);
+    let old = async |path: &str| {
+        let (parts, ()) = Request::builder().uri(path).body(()).unwrap().into_parts();
+        let message = head::encode_request(&parts, &body::Carried::Whole(Bytes::new())).unwrap();
+        here.call(subject.clone(), Headers::new(), message, Duration::from_secs(20)).await
+    };
+    let late = head::decode_response(old("/late").await.unwrap().payload).unwrap();
+    assert_eq!(*late.body(), body::Carried::Whole("first, last".into()));
+    let error = old("/large").await.unwrap_err();
+    assert!(matches!(&error, bus::Error::Refused { code, message } if code == "too-large" && message.contains("web")));
+
     let garbage = here.call(subject, Headers::new(), Bytes::from_static(b"GET /"), Duration::from_secs(5)).await;
     assert!(matches!(garbage, Err(bus::Error::Refused { code, .. }) if code == "invalid"));
     let nobody = RemoteHttp::new(here, name("shop"), name("gone"));
     let nobody = nobody.http(Request::new(full(Bytes::new())), Some(Duration::from_secs(5))).await.err().unwrap();
     assert!(matches!(&nobody, CallError::Unavailable(m) if m.contains("no host offers HTTP of shop/gone")), "{nobody}");
+}
+
+fn body_of(pieces: impl Stream<Item = Result<Bytes, Error>> + Send + 'static) -> Body {
+    StreamBody::new(pieces.map(|piece| piece.map(Frame::data))).boxed_unsync()
+}
+
+/// A body whose pieces are sent from elsewhere.
+fn by_hand() -> (mpsc::Sender<Bytes>, Body) {
+    let (sender, mut receiver) = mpsc::channel(1);
+    (sender, body_of(stream::poll_fn(move |cx| receiver.poll_recv(cx)).map(Ok)))
+}
+
+/// Answers before it has read, breaks off, or never ends.
+#[derive(Default)]
+struct Bitwise {
+    made: Arc<AtomicUsize>,
+}
+
+#[async_trait::async_trait]
+impl HttpServe for Bitwise {
+    async fn http(&self, request: Request<Body>, _: Option<Duration>) -> Result<Response<Body>, CallError> {
+        let (parts, body) = request.into_parts();
+        Ok(Response::new(match parts.uri.path() {
+            "/shout" => body_of(body.into_data_stream().map(|piece| piece.map(|p| p.to_ascii_uppercase().into()))),
+            "/breaks" => body_of(stream::iter([true, false]).then(|fine| async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                if fine { Ok(Bytes::from("half")) } else { Err(Error::InternalError(Some("the guest trapped".into()))) }
+            })),
+            _ => {
+                let made = self.made.clone();
+                body_of(stream::repeat_with(move || {
+                    made.fetch_add(1 << 16, Ordering::SeqCst);
+                    Ok(Bytes::from(vec![7; 1 << 16]))
+                }))
+            }
+        }))
+    }
+}
+
+#[tokio::test]
+async fn bodies_cross_the_bus_as_they_come() {
+    let broker = broker();
+    let (here, there) = (connect(&broker).await, connect(&broker).await);
+    let bitwise = Bitwise::default();
+    let made = bitwise.made.clone();
+    let _serving = serve_http(&there, &name("shop"), &name("web"), Slot::new(Arc::new(bitwise))).await.unwrap();
+    let remote = RemoteHttp::new(here.clone(), name("shop"), name("web"));
+    let ask = async |path: &str, body: Body| {
+        let request = Request::builder().uri(path).body(body).unwrap();
+        remote.http(request, Some(Duration::from_secs(20))).await.unwrap().into_body()
+    };
+    let (sender, body) = by_hand();
+    let mut answer = ask("/shout", body).await;
+    for word in ["one", "two", "three"] {
+        sender.send(word.into()).await.unwrap();
+        let piece = answer.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(piece, word.to_uppercase());
+    }
+    drop(sender);
+    assert!(answer.frame().await.is_none());
+
+    // Who wants no more of the answer ends all of it.
+    let (sender, body) = by_hand();
+    drop(ask("/shout", body).await);
+    tokio::time::timeout(Duration::from_secs(5), sender.closed()).await.unwrap();
+
+    let mut answer = ask("/breaks", full(Bytes::new())).await;
+    assert_eq!(answer.frame().await.unwrap().unwrap().into_data().unwrap(), "half");
+    let error = answer.frame().await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("the response of shop/web broke off") && error.contains("the guest trapped"), "{error}");
+
+    // No more is made than is read, save what is on its way.
+    let mut answer = ask("/endless", full(Bytes::new())).await;
+    let mut read = 0;
+    while read < 4 << 20 {
+        read += answer.frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let on_the_way = made.load(Ordering::SeqCst) - read;
+    assert!(on_the_way <= 1 << 20, "{on_the_way}");
+    drop(answer);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = made.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(made.load(Ordering::SeqCst), before);
 }
