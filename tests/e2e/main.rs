@@ -41,6 +41,7 @@ mod reads;
 mod registry;
 mod schedulers;
 mod status;
+mod streaming;
 mod strict;
 #[cfg(target_os = "linux")]
 mod sync;
