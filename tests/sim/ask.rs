@@ -90,7 +90,8 @@ impl Process {
 
     /// Hands leadership over. `again`: so that the heir does what was asked.
     fn transfer(&mut self, ctx: &mut Ctx, intent: usize, via: Option<usize>, again: bool) {
-        let heir = self.status(|s| roster::heir(self.id, &s.members, &self.reached(ctx, s), &s.progress));
+        let wanted = self.replica.read().members.clone();
+        let heir = self.status(|s| roster::heir(self.id, &wanted, &s.members, &self.reached(ctx, s), &s.progress));
         let Some(heir) = heir else {
             return self.reply(ctx, intent, via, Told::Refused("nobody can lead in its place".to_owned()));
         };

@@ -10,7 +10,7 @@ use proto::app::Name;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use scheduler::leader;
-use scheduler::peer::roster::{self, Stranger};
+use scheduler::peer::roster::{self, Due, Stranger};
 use scheduler::raft::{self, StateMachine, Status, Stepped};
 use scheduler::{Replica, plan};
 use std::collections::BTreeSet;
@@ -139,7 +139,7 @@ pub(crate) struct Process {
     /// The power goes when this event is done.
     pub(crate) doomed: bool,
     /// It finds itself out since then.
-    out_since: Option<u64>,
+    linger: roster::Linger,
     /// It was removed.
     pub(crate) out: bool,
 }
@@ -180,7 +180,7 @@ impl Process {
             ticks_max,
             compared: 0,
             doomed: false,
-            out_since: None,
+            linger: roster::Linger::default(),
             out: false,
         })
     }
@@ -441,26 +441,20 @@ impl Process {
     /// One step of the leader towards the members that are wanted, as `peer/keep.rs` makes it.
     fn tend(&mut self, ctx: &mut Ctx) {
         self.look_at_removed(ctx);
-        let (out, heir, due) = {
+        let (out, due) = {
             let state = self.replica.read();
             self.status(|status| {
-                let out = roster::is_out(self.id, &state, &status.members);
                 let free = status.governs && self.changing.is_none_or(|until| ctx.now >= until);
-                if free && !status.members.is_joint() && roster::abdicates(self.id, &state.members) {
-                    let ready = self.reached(ctx, status);
-                    return (out, roster::heir(self.id, &status.members, &ready, &status.progress), None);
-                }
-                let due = free.then(|| roster::due(status, &state.members, self.reached(ctx, status))).flatten();
-                (out, None, due)
+                let due = || roster::due(status, &state.members, self.reached(ctx, status));
+                (roster::is_out(self.id, &state, &status.members), if free { due() } else { Due::Nothing })
             })
         };
-        if let Some(heir) = heir {
+        if let Due::HandOver(heir) = due {
             self.changing = Some(ctx.now + CHANGE_MS);
             let handle = self.handle.clone();
             self.wait_for(async move { Came::Abdicated(handle.transfer(heir).await) });
         }
-        self.out_since = self.out_since.filter(|_| out).or(out.then_some(ctx.now));
-        self.out |= self.out_since.is_some_and(|since| ctx.now >= since + roster::LINGER_MS);
+        self.out |= self.linger.is_over(out, ctx.now);
         // Who hears of no leader greets everyone: it may have been removed. One without a vote takes whom it heard of last
         // for its leader for ever.
         if self.status(|s| s.leader.is_none() || !s.members.is_voter(self.id)) {
@@ -468,7 +462,7 @@ impl Process {
                 push(&self.outbox, (id, Vec::new()));
             }
         }
-        if let Some(changes) = due {
+        if let Due::Change(changes) = due {
             ctx.note(|| format!("s{} changes members: {changes:?}", self.number));
             self.changing = Some(ctx.now + CHANGE_MS);
             self.may_crash_in_a_change(ctx, changes.iter().any(|c| matches!(c, raft::Change::Remove(_))));
@@ -494,7 +488,8 @@ impl Process {
             self.status(|status| {
                 let removed = !state.members.is_empty() && !state.members.contains_key(&self.id);
                 let ready = roster::ready(status, self.reached(ctx, status));
-                let heir = roster::heir(self.id, &status.members, &ready, &status.progress);
+                let heir = roster::heir(self.id, &state.members, &status.members, &ready, &status.progress);
+                let heir = heir.filter(|id| state.members.contains_key(id));
                 let acts = |id| ctx.seat_of(id).is_some_and(|seat| ctx.stalled_until[seat] <= ctx.now);
                 status.governs && removed && !status.members.is_joint() && heir.is_some_and(acts)
             })

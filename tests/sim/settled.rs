@@ -7,7 +7,7 @@ use crate::hosts::Host;
 use crate::process::Process;
 use crate::seat::Seat;
 use proto::app::{App, Builtin, Component, HostId, Kind, Name, Scaler, Spread};
-use scheduler::peer::roster;
+use scheduler::peer::roster::{self, Due};
 use scheduler::plan;
 use scheduler::state::{HostState, State};
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,9 +81,9 @@ fn check_seats(ctx: &Ctx, state: &State, leader: &Process, seats: &[Seat]) -> Re
             return Err(format!("scheduler {id} was removed and is still a member"));
         }
         let reached = leader.reached(ctx, status);
-        match roster::due(status, &state.members, reached).filter(|_| ctx.params.joins()) {
-            Some(changes) => Err(format!("members are still to be changed: {changes:?}")),
-            None => Ok(()),
+        match roster::due(status, &state.members, reached) {
+            due if due != Due::Nothing && ctx.params.joins() => Err(format!("about its members is due: {due:?}")),
+            _ => Ok(()),
         }
     })
 }

@@ -321,12 +321,17 @@ impl Peers {
         Ok(pb::ChangeResponse { change: outcome.change, revision: 0, version: 0 })
     }
 
+    /// Before this one ends.
     pub(crate) async fn transfer_away(&self) {
         let alone = self.0.raft.status().borrow().members.voters.len() < 2;
-        if alone || !self.leads() {
-            return;
+        if !alone && self.leads() {
+            self.hand_over(0).await;
         }
-        match self.transfer_here(0).await {
+    }
+
+    /// To scheduler `to`; 0: to whoever is fit.
+    pub(super) async fn hand_over(&self, to: u64) {
+        match self.transfer_here(to).await {
             Ok(done) => tracing::info!(leader = done.leader, "leadership handed over"),
             Err(Failed::NotLeader | Failed::Outdated(_)) => {}
             // Nobody is fit: the others elect one when they can.
@@ -344,7 +349,8 @@ impl Peers {
         if to == me {
             return Ok(pb::TransferLeaderResponse { leader: me });
         }
-        let heir = roster::heir(me, &now.members, &self.reached(&now), &now.progress);
+        let reached = self.reached(&now);
+        let heir = roster::heir(me, &self.0.replica.read().members, &now.members, &reached, &now.progress);
         let to = match (to, heir) {
             (0, Some(heir)) => heir,
             (0, None) => {

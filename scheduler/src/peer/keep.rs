@@ -1,7 +1,8 @@
 //! The loop that keeps this scheduler among the others: a way to each of them, its own address known to all, and, when
 //! it leads, the log's members changed towards those that are wanted. Decides nothing: `roster` does.
 
-use super::{Peers, roster};
+use super::roster::{self, Due};
+use super::Peers;
 use crate::raft::{self, Members};
 use crate::state;
 use proto::v1 as pb;
@@ -11,7 +12,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 const TICK: Duration = Duration::from_millis(200);
-const LINGER: Duration = Duration::from_millis(roster::LINGER_MS);
 /// For a change of members to be agreed on; it goes on in the log whatever is waited here.
 const CHANGE: Duration = Duration::from_secs(3);
 
@@ -24,15 +24,13 @@ pub(crate) async fn keep(peers: Peers, mut stop: watch::Receiver<bool>) {
     let work = async {
         let mut tick = tokio::time::interval(TICK);
         let mut watched = Watched::default();
-        let mut out_since = None;
+        let (mut linger, begun) = (roster::Linger::default(), Instant::now());
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             let status = peers.0.raft.status().borrow().clone();
             peers.0.outbox.keep(&peers, &others(&peers, &status));
-            if !peers.is_out(status.id) {
-                out_since = None;
-            } else if out_since.get_or_insert_with(Instant::now).elapsed() >= LINGER {
+            if linger.is_over(peers.is_out(&status), ms(begun.elapsed())) {
                 peers.tell_removed(&state::removed(status.id));
             }
             if status.governs {
@@ -49,6 +47,10 @@ pub(crate) async fn keep(peers: Peers, mut stop: watch::Receiver<bool>) {
     }
     introducing.abort();
     peers.0.outbox.close();
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Everyone that this scheduler has something to say to.
@@ -70,13 +72,12 @@ fn others(peers: &Peers, status: &raft::Status) -> Vec<u64> {
 
 /// One step of the leader towards the members that are wanted.
 async fn tend(peers: &Peers, status: &raft::Status) {
-    // It was removed under another leader, which ended before it carried that out.
-    let removed = !status.members.is_joint() && roster::abdicates(status.id, &peers.0.replica.read().members);
-    if removed {
-        return peers.transfer_away().await;
-    }
     let due = roster::due(status, &peers.0.replica.read().members, peers.reached(status));
-    let Some(changes) = due else { return };
+    let changes = match due {
+        Due::Nothing => return,
+        Due::HandOver(heir) => return peers.hand_over(heir).await,
+        Due::Change(changes) => changes,
+    };
     let what = format!("{changes:?}");
     match tokio::time::timeout(CHANGE, peers.0.raft.change(changes)).await {
         Ok(Ok(_)) | Err(_) => {}
@@ -111,10 +112,8 @@ impl Watched {
             seen.silent = if reached.contains(id) { None } else { seen.silent.or(Some(now)) };
             seen.stable = if ready.contains(id) { seen.stable.or(Some(now)) } else { None };
         }
-        let ms = |since: Option<Instant>| {
-            since.map_or(0, |since| u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX))
-        };
-        let of = |seen: &Seen| roster::Since { silent_ms: ms(seen.silent), stable_ms: ms(seen.stable) };
+        let of = |since: Option<Instant>| since.map_or(0, |since| ms(now - since));
+        let of = |seen: &Seen| roster::Since { silent_ms: of(seen.silent), stable_ms: of(seen.stable) };
         self.0.iter().map(|(id, seen)| (*id, of(seen))).collect()
     }
 }

@@ -295,13 +295,12 @@ impl Peers {
         }
     }
 
-    fn is_out(&self, id: u64) -> bool {
-        let status = self.0.raft.status();
-        let status = status.borrow();
-        roster::is_out(id, &self.0.replica.read(), &status.members)
+    /// Whether this scheduler is.
+    fn is_out(&self, status: &raft::Status) -> bool {
+        roster::is_out(status.id, &self.0.replica.read(), &status.members)
     }
 
-    /// Whether this scheduler is one that may tell so.
+    /// Whether it may tell scheduler `id` that it is.
     fn tells_out(&self, id: u64) -> bool {
         let status = self.0.raft.status();
         let status = status.borrow();

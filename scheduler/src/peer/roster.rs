@@ -28,6 +28,20 @@ pub enum Stranger {
 /// elect one of them.
 pub const LINGER_MS: u64 = 30_000;
 
+/// How long a scheduler has found itself out.
+#[derive(Debug, Default)]
+pub struct Linger {
+    since_ms: Option<u64>,
+}
+
+impl Linger {
+    /// Whether that is long enough. `is_out` at `now_ms`, of any clock that never goes back.
+    pub fn is_over(&mut self, is_out: bool, now_ms: u64) -> bool {
+        self.since_ms = if is_out { self.since_ms.or(Some(now_ms)) } else { None };
+        self.since_ms.is_some_and(|since| now_ms >= since + LINGER_MS)
+    }
+}
+
 /// Whether scheduler `id` is out for good: not wanted any more, and no part of the log's quorum either. Until then its
 /// vote may be needed for its own removal.
 pub fn is_out(id: u64, state: &State, members: &Members) -> bool {
@@ -65,8 +79,8 @@ pub fn admit(
         return refuse(format!("two schedulers say that they are {from}; end the one whose data folder is a copy"));
     }
     if is_out(from, state, members) {
-        let text = removed(from);
-        return Err(if members.is_voter(me) { Stranger::Removed(text) } else { Stranger::Refused(text) });
+        let who = if tells_out(me, from, state, members) { Stranger::Removed } else { Stranger::Refused };
+        return Err(who(removed(from)));
     }
     match state.members.get(&from) {
         Some(member) if member.log_id != greeting.log_id => refuse(lost_log(from)),
@@ -108,7 +122,9 @@ pub fn next_change(known: &Known<'_>) -> Vec<Change> {
     }
     let mut waiting = able(Wants::Auto);
     waiting.truncate(VOTERS_MAX.saturating_sub(stay));
-    if (stay + waiting.len()).is_multiple_of(2) {
+    // One that leads and was removed goes as soon as another leads.
+    let goes = usize::from(members.is_voter(*me) && !wanted.contains_key(me));
+    if (stay - goes + waiting.len()).is_multiple_of(2) {
         waiting.pop();
     }
     changes.extend(waiting.into_iter().map(Change::Voter));
@@ -127,19 +143,38 @@ pub fn ready(status: &raft::Status, mut reached: BTreeSet<u64>) -> BTreeSet<u64>
     reached
 }
 
-/// The change that a leader makes now, if any. One without steps ends a joint change that was left half done.
-pub fn due(status: &raft::Status, wanted: &BTreeMap<u64, Member>, reached: BTreeSet<u64>) -> Option<Vec<Change>> {
-    if status.members.is_joint() {
+/// What a leader does about its members now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Due {
+    /// They are as they should be, or have to wait for somebody to catch up.
+    Nothing,
+    /// One without steps ends a joint change that was left half done.
+    Change(Vec<Change>),
+    /// It was removed: this one shall lead.
+    HandOver(u64),
+}
+
+pub fn due(status: &raft::Status, wanted: &BTreeMap<u64, Member>, reached: BTreeSet<u64>) -> Due {
+    let raft::Status { id: me, members, .. } = status;
+    if members.is_joint() {
         // It is left by itself, unless a leader ended in the middle of it.
-        return Some(Vec::new());
+        return Due::Change(Vec::new());
     }
     let ready = ready(status, reached);
-    let changes = next_change(&Known { me: status.id, wanted, members: &status.members, ready: &ready });
-    Some(changes).filter(|changes| !changes.is_empty())
+    let can_lead = |id: &u64| *id != *me && wanted.contains_key(id);
+    // Where all that vote were removed, one that learns has to be made a voter first.
+    if abdicates(*me, wanted) && members.voters.iter().any(can_lead) {
+        let heir = heir(*me, wanted, members, &ready, &status.progress).filter(can_lead);
+        return heir.map_or(Due::Nothing, Due::HandOver);
+    }
+    match next_change(&Known { me: *me, wanted, members, ready: &ready }) {
+        changes if changes.is_empty() => Due::Nothing,
+        changes => Due::Change(changes),
+    }
 }
 
 /// Whether a leader has to hand over: it was removed, and whoever leads never takes itself out.
-pub fn abdicates(me: u64, wanted: &BTreeMap<u64, Member>) -> bool {
+fn abdicates(me: u64, wanted: &BTreeMap<u64, Member>) -> bool {
     !wanted.is_empty() && !wanted.contains_key(&me) && !built_in(Fault::RemovedLeads)
 }
 
@@ -254,11 +289,18 @@ pub(super) fn state(
     }
 }
 
-/// The voter that leadership goes to: one that is ready, and has most of the log.
-pub fn heir(me: u64, members: &Members, ready: &BTreeSet<u64>, progress: &[(u64, u64)]) -> Option<u64> {
+/// The voter that leadership goes to: one that is ready and stays, and has most of the log. One that was removed would hand
+/// over in turn, to who hands over to it.
+pub fn heir(
+    me: u64,
+    wanted: &BTreeMap<u64, Member>,
+    members: &Members,
+    ready: &BTreeSet<u64>,
+    progress: &[(u64, u64)],
+) -> Option<u64> {
     let has = |id: u64| progress.iter().find(|(other, _)| *other == id).map_or(0, |(_, index)| *index);
     let voters = members.voters.iter().copied().filter(|id| *id != me && ready.contains(id));
-    voters.max_by_key(|id| (has(*id), std::cmp::Reverse(*id)))
+    voters.max_by_key(|id| (wanted.contains_key(id), has(*id), std::cmp::Reverse(*id)))
 }
 
 #[cfg(test)]
@@ -435,12 +477,50 @@ mod tests {
     }
 
     #[test]
-    fn the_heir_is_reached_and_has_most() {
+    fn the_heir_is_reached_and_stays_and_has_most() {
         let ready = [1, 2, 3, 4].into();
         let progress = [(1, 50), (2, 40), (3, 50), (4, 60)];
-        assert_eq!(heir(1, &members(&[1, 2, 3], &[4]), &ready, &progress), Some(3));
-        assert_eq!(heir(1, &members(&[1, 2, 3], &[]), &[1, 2].into(), &progress), Some(2));
-        assert_eq!(heir(1, &members(&[1], &[2]), &ready, &progress), None);
+        let heir = |wanted: &[u64], members: &Members, ready: &BTreeSet<u64>| {
+            super::heir(1, &auto(wanted), members, ready, &progress)
+        };
+        assert_eq!(heir(&[1, 2, 3, 4], &members(&[1, 2, 3], &[4]), &ready), Some(3));
+        assert_eq!(heir(&[1, 2, 3], &members(&[1, 2, 3], &[]), &[1, 2].into()), Some(2));
+        assert_eq!(heir(&[1, 2], &members(&[1], &[2]), &ready), None);
+        assert_eq!(heir(&[1, 2], &members(&[1, 2, 3], &[]), &ready), Some(2));
+        // Better than none, while this one is about to end.
+        assert_eq!(heir(&[1, 2], &members(&[1, 2, 3], &[]), &[1, 3].into()), Some(3));
+    }
+
+    #[test]
+    fn a_leader_that_was_removed_hands_over_to_one_that_was_not() {
+        let status = |members: Members| raft::Status {
+            id: 1,
+            leader: Some(1),
+            term: 1,
+            role: raft::Role::Leader,
+            governs: true,
+            applied: 50,
+            committed: 50,
+            log_bytes: 0,
+            snapshot: 0,
+            syncs: 0,
+            refused: 0,
+            members,
+            progress: vec![(1, 50), (2, 50), (3, 50), (4, 50)],
+        };
+        let at = |wanted: &[u64], members: Members, reached: &[u64]| {
+            due(&status(members), &auto(wanted), reached.iter().copied().collect())
+        };
+        let three = || members(&[1, 2, 3], &[]);
+        assert_eq!(at(&[3], three(), &[1, 2, 3]), Due::HandOver(3));
+        assert_eq!(at(&[3], three(), &[1, 2]), Due::Nothing);
+        assert_eq!(at(&[1, 2, 3], three(), &[1, 2, 3]), Due::Nothing);
+        assert_eq!(at(&[1, 3], three(), &[1, 2, 3]), Due::Change(vec![Change::Remove(2)]));
+        // Nobody who stays votes yet.
+        let learns = members(&[1, 2], &[4]);
+        assert_eq!(at(&[4], learns.clone(), &[1, 2, 4]), Due::Change(vec![Change::Voter(4), Change::Remove(2)]));
+        assert_eq!(at(&[4], members(&[1, 4], &[]), &[1, 4]), Due::HandOver(4));
+        assert_eq!(at(&[3], Members { outgoing: vec![1, 3], ..three() }, &[1, 2, 3]), Due::Change(Vec::new()));
     }
 
     #[test]
@@ -475,6 +555,9 @@ mod tests {
         let learns = admit(&state, &members(&[3], &[1]), 1, "plant", &greeting(2, 1, "log-2"));
         assert_eq!(refused(learns), removed(2));
         assert!(tells_out(1, 2, &state, &members(&[1], &[])) && !tells_out(1, 2, &state, &members(&[3], &[1])));
+        let mut linger = Linger::default();
+        assert!(!linger.is_over(true, 5) && !linger.is_over(true, 4 + LINGER_MS) && linger.is_over(true, 5 + LINGER_MS));
+        assert!(!linger.is_over(false, 6 + LINGER_MS) && !linger.is_over(true, 7 + LINGER_MS));
         // One of two voters: it has to agree to its own removal.
         let two = Members { outgoing: vec![1, 2], ..members(&[1], &[]) };
         assert_eq!(admit(&state, &two, 1, "plant", &greeting(2, 1, "log-2")), Ok(()));
