@@ -231,8 +231,18 @@ impl Control {
         match effect {
             Effect::Propose(_) => unreachable!("`carry_out` proposes"),
             Effect::Assign(host, term) => self.assign(host, term),
-            Effect::AskHello(host) => self.ask_hello(host),
-            Effect::AskInventory(host) => self.ask_inventory(host),
+            Effect::AskHello(host) => self.ask(host, pb::ask::What::Hello(pb::AskHello {}), |answer| {
+                Answer::Hello(match answer {
+                    Some(pb::answer::What::Hello(hello)) => Some(hello),
+                    _ => None,
+                })
+            }),
+            Effect::AskInventory(host) => self.ask(host, pb::ask::What::Inventory(pb::AskInventory {}), |answer| {
+                Answer::Inventory(match answer {
+                    Some(pb::answer::What::Beat(beat)) => Some(beat),
+                    _ => None,
+                })
+            }),
             Effect::AskQuorum => self.ask_quorum(),
             Effect::Lease(host, lease) => self.lease(host, lease),
             Effect::Heard(heard) => {
@@ -264,27 +274,13 @@ impl Control {
         });
     }
 
-    fn ask_hello(&self, host: HostId) {
-        let question = self.question(pb::ask::What::Hello(pb::AskHello {}));
+    /// `read` makes of what comes, or of nothing, what the leader takes.
+    fn ask(&self, host: HostId, what: pb::ask::What, read: fn(Option<pb::answer::What>) -> Answer) {
+        let question = self.question(what);
         let (bus, back) = (self.shared.bus.clone(), self.back.clone());
         tokio::spawn(async move {
-            let hello = match ask(&bus, &host, &question).await {
-                Some(pb::answer::What::Hello(hello)) => Some(hello),
-                _ => None,
-            };
-            let _ = back.send(Back::Answer(host, Answer::Hello(hello))).await;
-        });
-    }
-
-    fn ask_inventory(&self, host: HostId) {
-        let question = self.question(pb::ask::What::Inventory(pb::AskInventory {}));
-        let (bus, back) = (self.shared.bus.clone(), self.back.clone());
-        tokio::spawn(async move {
-            let beat = match ask(&bus, &host, &question).await {
-                Some(pb::answer::What::Beat(beat)) => Some(beat),
-                _ => None,
-            };
-            let _ = back.send(Back::Answer(host, Answer::Inventory(beat))).await;
+            let answer = read(ask(&bus, &host, &question).await);
+            let _ = back.send(Back::Answer(host, answer)).await;
         });
     }
 
