@@ -56,6 +56,8 @@ struct Tended {
 pub(super) struct Link {
     queue: Mutex<Queue>,
     wake: Notify,
+    /// The other end was heard of while there is no connection.
+    heard: Notify,
     /// While it is connected.
     client: Mutex<Option<Client>>,
     /// Why it is not.
@@ -171,6 +173,14 @@ impl Outbox {
         }
     }
 
+    /// `id` is there: who is not connected to it tries now. It may have just started, and those that vote for it or are to
+    /// have its vote need the way back as well.
+    pub(super) fn heard_of(&self, id: u64) {
+        if let Some(link) = self.link(id).filter(|link| link.client().is_none()) {
+            link.heard.notify_one();
+        }
+    }
+
     /// Bytes of the state, if it is too large to be sent to `id`, who needs it.
     pub(super) fn too_large(&self, id: u64) -> Option<usize> {
         self.link(id)?.too_large()
@@ -252,7 +262,14 @@ async fn tend(peers: Peers, to: u64, link: Arc<Link>) {
             }
         }
         pause = if begun.elapsed() > PAUSE_MAX { PAUSE_FIRST } else { (pause * 2).min(PAUSE_MAX) };
-        tokio::time::sleep(jitter(pause)).await;
+        tokio::select! {
+            () = tokio::time::sleep(jitter(pause)) => {}
+            () = link.heard.notified() => {
+                // Never at once: two that let each other in and then fail would do nothing else.
+                pause = PAUSE_FIRST;
+                tokio::time::sleep(jitter(pause)).await;
+            }
+        }
     }
 }
 

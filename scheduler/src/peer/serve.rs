@@ -110,6 +110,7 @@ impl Served {
             heard.retain(|id, _| !peers.replica.read().was_removed(*id));
             heard.insert(from, greeting.peer.clone());
         }
+        peers.outbox.heard_of(from);
         Ok(())
     }
 
