@@ -76,6 +76,7 @@ pub struct Offer {
     ticket: Ticket,
     grants: mpsc::Receiver<Message>,
     taker: Taker,
+    is_patient: bool,
     is_over: bool,
     _place: OwnedSemaphorePermit,
 }
@@ -95,7 +96,8 @@ impl Bus {
     pub fn offer(&self) -> Result<Offer, Error> {
         let place = place(&self.link.streams.offered)?;
         let (ticket, grants) = self.link.inbox.stream_of(LEN_MAX)?;
-        Ok(Offer { bus: self.clone(), ticket, grants, taker: Taker::default(), is_over: false, _place: place })
+        let (bus, taker) = (self.clone(), Taker::default());
+        Ok(Offer { bus, ticket, grants, taker, is_patient: false, is_over: false, _place: place })
     }
 
     /// Pulls what is offered at `address`, until `end`.
@@ -133,6 +135,12 @@ impl Offer {
     /// For who shall pull it.
     pub fn address(&self) -> String {
         self.ticket.address()
+    }
+
+    /// Waits for the first word until its time is over, not for ten seconds: who shall pull it may have to wait for a turn.
+    pub fn patient(mut self) -> Self {
+        self.is_patient = true;
+        self
     }
 
     /// Sends `body`, which is asked for more only when more may be sent. An error of the body goes to who pulls. Returns when
@@ -174,7 +182,11 @@ impl Offer {
                 link.send(to.clone(), None, header, piece).await?;
                 continue;
             }
-            let patience = if taker.to.is_some() { SILENCE_MAX } else { FIRST_MAX };
+            let patience = match taker.to {
+                Some(_) => SILENCE_MAX,
+                None if self.is_patient => end.saturating_duration_since(begun),
+                None => FIRST_MAX,
+            };
             let until = end.min(heard + patience);
             tokio::select! {
                 biased;
@@ -272,17 +284,20 @@ impl Pull {
 
     async fn take(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
-            if self.granted - self.taken <= self.window / 2 {
+            // Looked at here too: who always finds a piece, however seldom it looks, comes to no timer.
+            let now = Instant::now();
+            if now >= self.end {
+                let after = self.end.saturating_duration_since(self.begun);
+                return Err(Error::Deadline { subject: self.peer.clone(), after });
+            }
+            if self.granted - self.taken <= self.window / 2 || now >= self.pulse {
                 self.grant().await?;
             }
             tokio::select! {
                 biased;
                 message = self.pieces.recv() => return self.read(&message.ok_or(Error::Closed)?),
                 () = lost(&mut self.connection, self.count) => return Err(Error::Disconnected),
-                () = sleep_until(self.end.into()) => {
-                    return Err(Error::Deadline { subject: self.peer.clone(), after: self.end.saturating_duration_since(self.begun) });
-                }
-                () = sleep_until(self.pulse.into()) => self.grant().await?,
+                () = sleep_until(self.end.min(self.pulse).into()) => {}
             }
         }
     }

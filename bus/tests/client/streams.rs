@@ -23,6 +23,7 @@ on_both![
     who_stops_sending_ends_the_reader,
     an_error_of_the_body_reaches_its_reader,
     a_deadline_ends_both,
+    a_deadline_ends_who_always_finds_a_piece,
     a_lost_connection_ends_both,
     streams_are_bounded,
     garbage_to_a_stream_is_dropped_or_ends_it,
@@ -64,9 +65,10 @@ async fn streams_arrive_whole_and_in_order(kind: Kind) {
     let one = async |from: &Bus, to: &Bus, seed: u32, sizes: &'static [usize]| {
         let sent = megabytes(5, seed);
         let mut left = sent.clone();
-        let pieces = sizes.iter().cycle().map_while(move |size| {
-            (!left.is_empty()).then(|| Ok(left.split_to(left.len().min(*size))))
-        });
+        let pieces = sizes
+            .iter()
+            .cycle()
+            .map_while(move |size| (!left.is_empty()).then(|| Ok(left.split_to(left.len().min(*size)))));
         let offer = from.offer().unwrap();
         let address = offer.address();
         let sending = send(offer, stream::iter(pieces));
@@ -146,9 +148,7 @@ async fn who_wants_no_more_ends_the_sender(kind: Kind) {
 
 async fn who_stops_sending_ends_the_reader(kind: Kind) {
     let (_broker, a, b) = two(kind).await;
-    let is_told = |end: Result<Option<Bytes>, Error>| {
-        matches!(end, Err(Error::Refused { code, message }) if code == "cancelled" && message.contains("stopped"))
-    };
+    let is_told = |end: Result<Option<Bytes>, Error>| matches!(end, Err(Error::Refused { code, message }) if code == "cancelled" && message.contains("stopped"));
     // In the middle of it.
     let offer = a.offer().unwrap();
     let mut pull = b.pull(&offer.address(), soon()).await.unwrap();
@@ -202,6 +202,21 @@ async fn a_deadline_ends_both(kind: Kind) {
     let error = next(&mut pull).await.unwrap_err();
     assert!(matches!(&error, Error::Refused { code, .. } if code == "unavailable"), "{error}");
     assert!(matches!(sending.await.unwrap(), Err(Error::Deadline { .. })));
+}
+
+async fn a_deadline_ends_who_always_finds_a_piece(kind: Kind) {
+    let (_broker, a, b) = two(kind).await;
+    let offer = a.offer().unwrap();
+    let end = Instant::now() + Duration::from_millis(300);
+    let mut pull = b.pull(&offer.address(), end).await.unwrap();
+    let _sending = send(offer, endless().1);
+    let error = loop {
+        match next(&mut pull).await {
+            Ok(piece) => assert!(piece.is_some() && end.elapsed() < PATIENCE),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Deadline { .. }), "{error}");
 }
 
 async fn a_lost_connection_ends_both(kind: Kind) {

@@ -9,6 +9,7 @@ use futures::{Stream, StreamExt, stream};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body as _, Frame};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 use wasmtime_wasi_http::Error;
 
 /// In one message, with its head.
@@ -65,47 +66,100 @@ pub(super) fn pieces(body: Body, what: String) -> impl Stream<Item = Result<Byte
     body.into_data_stream().map(move |piece| piece.map_err(&broken))
 }
 
-/// The end of an offer that is sent beside something else; ends with it.
-pub(super) struct Upload(tokio::task::AbortHandle);
+/// The end of an offer that is sent beside something else; ends with it, unless that came to its end.
+pub(super) struct Upload(Option<tokio::task::AbortHandle>);
 
 impl Upload {
     pub(super) fn start(offer: Offer, body: Body, what: String, end: Instant) -> Self {
         let sent = tokio::spawn(async move {
-            if let Err(error) = offer.send(pieces(body, what), end).await {
+            if let Err(error) = offer.patient().send(pieces(body, what), end).await {
                 tracing::debug!(%error, "a request's body was not taken to its end");
             }
         });
-        Self(sent.abort_handle())
+        Self(Some(sent.abort_handle()))
+    }
+
+    /// Who answered before it has read everything may read on.
+    fn goes_on(mut self) {
+        self.0 = None;
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(sent) = &self.0 {
+            sent.abort();
+        }
     }
 }
 
-/// The body that was carried so. `with` lives as long as it does.
-pub(super) async fn arrived<T: Send + 'static>(
+/// What came of a body.
+enum Came {
+    Piece(Bytes),
+    Broken(bus::Error),
+    End,
+}
+
+/// The body that was carried so, until `end`. `upload` is what the same caller sends meanwhile.
+pub(super) async fn arrived(
     bus: &Bus,
     carried: Carried,
     end: Instant,
-    with: T,
+    upload: Option<Upload>,
 ) -> Result<Body, bus::Error> {
     let address = match carried {
-        Carried::Whole(bytes) => return Ok(full(bytes)),
+        Carried::Whole(bytes) => {
+            if let Some(upload) = upload {
+                upload.goes_on();
+            }
+            return Ok(full(bytes));
+        }
         Carried::Offered(address) => address,
     };
     let pull = bus.pull(&address, end).await?;
-    let frames = stream::unfold(Some((pull, with)), |state| async {
-        let (mut pull, with): (Pull, T) = state?;
-        match pull.next().await {
-            Ok(Some(piece)) => Some((Ok(Frame::data(piece)), Some((pull, with)))),
-            Ok(None) => None,
-            Err(error) => Some((Err(Error::InternalError(Some(error.to_string()))), None)),
+    let (came, mut coming) = mpsc::channel(1);
+    // By itself, so that a body that nobody looks at any more ends in time too.
+    tokio::spawn(async move {
+        tokio::select! {
+            () = take(pull, &came, upload) => {}
+            () = came.closed() => {}
+            () = tokio::time::sleep_until(end.into()) => {}
         }
     });
+    let after = end.saturating_duration_since(Instant::now());
+    let late = move || bus::Error::Deadline { subject: address.clone(), after };
+    let frames = stream::poll_fn(move |cx| coming.poll_recv(cx).map(Some)).scan(false, move |is_over, came| {
+        let next = match came {
+            _ if *is_over => None,
+            Some(Came::Piece(piece)) => Some(Ok(Frame::data(piece))),
+            Some(Came::End) => None,
+            Some(Came::Broken(error)) => Some(Err(error)),
+            None => Some(Err(late())),
+        };
+        *is_over = !matches!(next, Some(Ok(_)));
+        std::future::ready(next.map(|next| next.map_err(|e| Error::InternalError(Some(e.to_string())))))
+    });
     Ok(StreamBody::new(frames).boxed_unsync())
+}
+
+async fn take(mut pull: Pull, came: &mpsc::Sender<Came>, upload: Option<Upload>) {
+    loop {
+        let next = match pull.next().await {
+            Ok(Some(piece)) => Came::Piece(piece),
+            Ok(None) => {
+                if let Some(upload) = upload {
+                    upload.goes_on();
+                }
+                let _ = came.send(Came::End).await;
+                return;
+            }
+            Err(error) => Came::Broken(error),
+        };
+        let is_piece = matches!(next, Came::Piece(_));
+        if came.send(next).await.is_err() || !is_piece {
+            return;
+        }
+    }
 }
 
 pub(super) fn full(body: Bytes) -> Body {

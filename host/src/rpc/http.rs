@@ -151,7 +151,7 @@ async fn answer(bus: &Bus, serve: &dyn HttpServe, whom: &str, request: Request) 
         refusal(e)
     })?;
     let (parts, carried) = message.into_parts();
-    let body = arrived(bus, carried, deadline, ()).await;
+    let body = arrived(bus, carried, deadline, None).await;
     let body = body.map_err(|e| refusal(call_error(e, "ingress", "the request's body", whom)))?;
     let left = deadline.saturating_duration_since(Instant::now());
     let response = serve.http(http::Request::from_parts(parts, body), Some(left)).await.map_err(refusal)?;

@@ -281,6 +281,7 @@ fn by_hand() -> (mpsc::Sender<Bytes>, Body) {
 #[derive(Default)]
 struct Bitwise {
     made: Arc<AtomicUsize>,
+    taken: Arc<AtomicUsize>,
 }
 
 #[async_trait::async_trait]
@@ -289,6 +290,15 @@ impl HttpServe for Bitwise {
         let (parts, body) = request.into_parts();
         Ok(Response::new(match parts.uri.path() {
             "/shout" => body_of(body.into_data_stream().map(|piece| piece.map(|p| p.to_ascii_uppercase().into()))),
+            "/early" => {
+                let taken = self.taken.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    let body = body.collect().await.unwrap().to_bytes();
+                    taken.store(body.len(), Ordering::SeqCst);
+                });
+                full("accepted".into())
+            }
             "/breaks" => body_of(stream::iter([true, false]).then(|fine| async move {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 if fine { Ok(Bytes::from("half")) } else { Err(Error::InternalError(Some("the guest trapped".into()))) }
@@ -309,7 +319,7 @@ async fn bodies_cross_the_bus_as_they_come() {
     let broker = broker();
     let (here, there) = (connect(&broker).await, connect(&broker).await);
     let bitwise = Bitwise::default();
-    let made = bitwise.made.clone();
+    let (made, taken) = (bitwise.made.clone(), bitwise.taken.clone());
     let _serving = serve_http(&there, &name("shop"), &name("web"), Slot::new(Arc::new(bitwise))).await.unwrap();
     let remote = RemoteHttp::new(here.clone(), name("shop"), name("web"));
     let ask = async |path: &str, body: Body| {
@@ -330,6 +340,17 @@ async fn bodies_cross_the_bus_as_they_come() {
     let (sender, body) = by_hand();
     drop(ask("/shout", body).await);
     tokio::time::timeout(Duration::from_secs(5), sender.closed()).await.unwrap();
+
+    // Who answers before it has read everything reads on.
+    let answer = ask("/early", full(vec![1; 3 << 20].into())).await;
+    assert_eq!(answer.collect().await.unwrap().to_bytes(), "accepted");
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while taken.load(Ordering::SeqCst) != 3 << 20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
 
     let mut answer = ask("/breaks", full(Bytes::new())).await;
     assert_eq!(answer.frame().await.unwrap().unwrap().into_data().unwrap(), "half");
