@@ -1,8 +1,8 @@
 //! The loop that keeps this scheduler among the others: a way to each of them, its own address known to all, and, when
 //! it leads, the log's members changed towards those that are wanted. Decides nothing: `roster` does.
 
-use super::roster::{self, Due};
 use super::Peers;
+use super::roster::{self, Due};
 use crate::raft::{self, Members};
 use crate::state;
 use proto::v1 as pb;

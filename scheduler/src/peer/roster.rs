@@ -130,6 +130,14 @@ pub fn next_change(known: &Known<'_>) -> Vec<Change> {
     changes.extend(waiting.into_iter().map(Change::Voter));
     let all = members.voters.iter().chain(&members.learners);
     changes.extend(all.filter(|id| !wanted.contains_key(id) && *id != me).map(|id| Change::Remove(*id)));
+    // Several may have been told to go one by one, each while enough were there: nobody votes less while too few are.
+    let promoted = changes.iter().filter_map(|change| if let Change::Voter(id) = change { Some(id) } else { None });
+    let after: Vec<&u64> =
+        members.voters.iter().filter(|id| wanted.contains_key(id) || *id == me).chain(promoted).collect();
+    let there = after.iter().filter(|id| ready.contains(id)).count();
+    if 2 * there <= after.len() {
+        changes.retain(|change| !matches!(change, Change::Remove(id) if members.is_voter(*id)));
+    }
     changes
 }
 
@@ -154,6 +162,12 @@ pub enum Due {
     HandOver(u64),
 }
 
+impl Due {
+    fn of(changes: Vec<Change>) -> Self {
+        if changes.is_empty() { Self::Nothing } else { Self::Change(changes) }
+    }
+}
+
 pub fn due(status: &raft::Status, wanted: &BTreeMap<u64, Member>, reached: BTreeSet<u64>) -> Due {
     let raft::Status { id: me, members, .. } = status;
     if members.is_joint() {
@@ -164,13 +178,15 @@ pub fn due(status: &raft::Status, wanted: &BTreeMap<u64, Member>, reached: BTree
     let can_lead = |id: &u64| *id != *me && wanted.contains_key(id);
     // Where all that vote were removed, one that learns has to be made a voter first.
     if abdicates(*me, wanted) && members.voters.iter().any(can_lead) {
-        let heir = heir(*me, wanted, members, &ready, &status.progress).filter(can_lead);
-        return heir.map_or(Due::Nothing, Due::HandOver);
+        if let Some(heir) = heir(*me, wanted, members, &ready, &status.progress).filter(can_lead) {
+            return Due::HandOver(heir);
+        }
+        // Until one of them is fit it takes others in, and nobody out.
+        let mut changes = next_change(&Known { me: *me, wanted, members, ready: &ready });
+        changes.retain(|change| !matches!(change, Change::Remove(_)));
+        return Due::of(changes);
     }
-    match next_change(&Known { me: *me, wanted, members, ready: &ready }) {
-        changes if changes.is_empty() => Due::Nothing,
-        changes => Due::Change(changes),
-    }
+    Due::of(next_change(&Known { me: *me, wanted, members, ready: &ready }))
 }
 
 /// Whether a leader has to hand over: it was removed, and whoever leads never takes itself out.
@@ -514,6 +530,11 @@ mod tests {
         let three = || members(&[1, 2, 3], &[]);
         assert_eq!(at(&[3], three(), &[1, 2, 3]), Due::HandOver(3));
         assert_eq!(at(&[3], three(), &[1, 2]), Due::Nothing);
+        // Meanwhile others are taken in.
+        assert_eq!(at(&[3, 5], three(), &[1, 2]), Due::Change(vec![Change::Learner(5)]));
+        // The quorum would be 1 and 3, who is not there.
+        assert_eq!(at(&[1, 3], three(), &[1, 2]), Due::Nothing);
+        assert_eq!(at(&[1], members(&[1, 2], &[3]), &[1]), Due::Change(vec![Change::Remove(2), Change::Remove(3)]));
         assert_eq!(at(&[1, 2, 3], three(), &[1, 2, 3]), Due::Nothing);
         assert_eq!(at(&[1, 3], three(), &[1, 2, 3]), Due::Change(vec![Change::Remove(2)]));
         // Nobody who stays votes yet.
@@ -556,7 +577,9 @@ mod tests {
         assert_eq!(refused(learns), removed(2));
         assert!(tells_out(1, 2, &state, &members(&[1], &[])) && !tells_out(1, 2, &state, &members(&[3], &[1])));
         let mut linger = Linger::default();
-        assert!(!linger.is_over(true, 5) && !linger.is_over(true, 4 + LINGER_MS) && linger.is_over(true, 5 + LINGER_MS));
+        assert!(
+            !linger.is_over(true, 5) && !linger.is_over(true, 4 + LINGER_MS) && linger.is_over(true, 5 + LINGER_MS)
+        );
         assert!(!linger.is_over(false, 6 + LINGER_MS) && !linger.is_over(true, 7 + LINGER_MS));
         // One of two voters: it has to agree to its own removal.
         let two = Members { outgoing: vec![1, 2], ..members(&[1], &[]) };

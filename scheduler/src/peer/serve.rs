@@ -110,7 +110,6 @@ impl Served {
             heard.retain(|id, _| !peers.replica.read().was_removed(*id));
             heard.insert(from, greeting.peer.clone());
         }
-        peers.outbox.heard_of(from);
         Ok(())
     }
 
@@ -159,6 +158,7 @@ impl Peer for Served {
             return Err(Status::invalid_argument("no greeting came"));
         };
         self.admit(shown.as_ref(), Some(&greeting))?;
+        self.peers.0.outbox.heard_of(greeting.from);
         self.listen(frames, &greeting).await?;
         Ok(Response::new(pb::PeerEnd {}))
     }
