@@ -86,7 +86,11 @@ fn bodies_stream_from_one_host_to_another(broker: Broker) {
         let cut = http::Request::get(at, "/cut").send();
         assert!(cut.as_ref().map_or(true, |cut| cut.status == 500), "half an answer is taken for a whole one: {cut:?}");
     }
-    eprintln!("{broker:?}: {} MiB there and back, {} MiB back; within a host, from another: {took:?}", LARGE >> 20, LARGE >> 19);
+    eprintln!(
+        "{broker:?}: {} MiB there and back, {} MiB back; within a host, from another: {took:?}",
+        LARGE >> 20,
+        LARGE >> 19
+    );
 
     // Who goes away in the middle of an endless answer or of its own body leaves nothing behind: there are two instances.
     for n in 0..8 {
