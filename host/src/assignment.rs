@@ -67,7 +67,7 @@ pub fn judge(
     }
     let Some(stored) = stored else { return Verdict::Accept };
     let (have, got) = ((stored.term, stored.generation), (new.term, new.generation));
-    let older = got.0 < have.0 || got.1 < have.1 && !(built_in(Fault::NewerTermTrusted) && got.0 > have.0);
+    let older = got.0 < have.0 || got.1 < have.1;
     if older && !built_in(Fault::OlderAssignmentTaken) {
         return Verdict::Refuse(format!(
             "term {}, generation {} is older than term {}, generation {} that this host has stored; if the schedulers \

@@ -45,8 +45,8 @@ impl Lease {
 
     /// Whether what is strict may run, when the assignment of `generation` is stored.
     pub fn holds(&self, now_ms: u64, generation: u64) -> bool {
-        let holds = now_ms + STOP_MS < self.until_ms && generation >= self.generation;
-        holds || built_in(Fault::LeaseIgnored)
+        let stored = generation >= self.generation || built_in(Fault::LeaseForOldContent);
+        now_ms + STOP_MS < self.until_ms && stored || built_in(Fault::LeaseIgnored)
     }
 
     /// Until then at most.

@@ -78,7 +78,7 @@ pub enum Fault {
     NoLeaseMargin,
     /// A host gets leases although it was proposed to be lost.
     LeaseWhileLosing,
-    /// A host gets a lease although it has not stored what it shall run now.
+    /// A host gets a lease, and takes it, although it has not stored what it shall run now.
     LeaseForOldContent,
     /// A leader gives leases without asking a quorum.
     LeaseUnconfirmed,
@@ -102,8 +102,6 @@ pub enum Fault {
     // Hosts.
     /// A host takes assignments that are older than its own.
     OlderAssignmentTaken,
-    /// A host takes what is older when a newer term says it.
-    NewerTermTrusted,
     /// A host does not stop what it shall not run any more.
     StraysKept,
     /// A host keeps the number of replicas that it began with.

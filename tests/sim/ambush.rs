@@ -1,6 +1,7 @@
 //! What goes wrong in one moment that chance alone hardly meets: a host is cut off, and reached again just when its leader
 //! has proposed that it is lost; what the others answer does not arrive at once; and then the leader falls, before it hears
-//! what became of its proposal. Whoever leads next takes that host for lost at once.
+//! what became of its proposal. Whoever leads next takes that host for lost at once. In other runs it goes on, and the host
+//! is cut off again as soon as it has a lease: for as long as that lasts, nobody can tell it to stop.
 
 use crate::ctx::{Node, Timer, Undo};
 use crate::world::World;
@@ -16,6 +17,14 @@ pub(crate) struct Ambush {
 const SILENCE_MS: u64 = 14_000;
 /// Until another leads, and has placed elsewhere what that host ran.
 const REPLACED_MS: u64 = 6_000;
+/// For the next lease.
+const LEASE_MS: u64 = 3_000;
+
+/// A host that is cut off when it gets a lease, until then.
+pub(crate) struct Snare {
+    host: usize,
+    until: u64,
+}
 
 impl World {
     /// Cuts off a host, of what is strict where there is any, until the leader calls it lost.
@@ -53,10 +62,26 @@ impl World {
             self.ctx.net.pairs.insert((other, leader));
             self.ctx.wake(Node::World, 0, deaf, Timer::Undo(Undo::Pair(other, leader)));
         }
+        self.lull_until = self.ctx.now + REPLACED_MS;
+        if self.ctx.dice.percent(50) {
+            self.snare = Some(Snare { host, until: self.ctx.now + LEASE_MS });
+            return;
+        }
         let falls = self.ctx.dice.between(20, 400);
         self.ctx.note(|| format!("s{leader} is deaf for {deaf} ms and falls in {falls} ms"));
         self.ctx.wake(Node::World, 0, falls, Timer::Strike(leader));
-        self.lull_until = self.ctx.now + REPLACED_MS;
+    }
+
+    /// A host got a lease.
+    pub(crate) fn look_at_snare(&mut self, number: usize) {
+        if !self.ctx.faults || self.snare.take_if(|s| s.host == number && self.ctx.now < s.until).is_none() {
+            return;
+        }
+        let cut = self.ctx.dice.between(2_000, 9_000);
+        self.ctx.net.cut_in[number] = true;
+        self.ctx.note(|| format!("h{number} has a lease, and hears nothing for {cut} ms"));
+        self.ctx.count("host cut off as it got a lease");
+        self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Host(number)));
     }
 
     /// Nothing came of it.

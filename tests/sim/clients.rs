@@ -263,7 +263,7 @@ fn draw_component(ctx: &mut Ctx, app: usize, name: &str) -> Component {
         let scaler = Scaler::Spread { replicas: 1, spread: Vec::new() };
         return Component { kind: Kind::Provider(provider), scaler, strict: false, config: BTreeMap::new() };
     }
-    let (bad, below) = (ctx.params.bad_revisions, ctx.params.replicas_below());
+    let (bad, below, strict) = (ctx.params.bad_revisions, ctx.params.replicas_below(), ctx.params.strict);
     let dice = &mut ctx.dice;
     let mut ingress = Vec::new();
     if dice.percent(30) {
@@ -300,7 +300,7 @@ fn draw_component(ctx: &mut Ctx, app: usize, name: &str) -> Component {
         })
         .collect();
     let daemon = name == "probe" && dice.percent(80);
-    let strict = name == "solo";
+    let strict = name == "solo" || name == "worker" && dice.percent(strict);
     let most = if strict {
         2
     } else if daemon {

@@ -122,6 +122,7 @@ pub(crate) enum Timer {
 pub(crate) enum Undo {
     Bus,
     Host(usize),
+    Thin(usize),
     /// Of a host that was to be called lost.
     Ambush(usize),
     Member(usize),
@@ -173,6 +174,8 @@ pub(crate) struct Net {
     pub(crate) cut_out: Vec<bool>,
     /// From the bus to a host.
     pub(crate) cut_in: Vec<bool>,
+    /// Nothing large comes through to a host, as where packets may not have the size that somebody believes in.
+    pub(crate) thin: Vec<bool>,
     /// A scheduler reaches clients alone.
     pub(crate) isolated: [bool; SEATS_MAX],
     /// One scheduler does not reach another.
@@ -265,6 +268,7 @@ impl Ctx {
             bus_up: true,
             cut_out: vec![false; params.hosts],
             cut_in: vec![false; params.hosts],
+            thin: vec![false; params.hosts],
             isolated: [false; SEATS_MAX],
             pairs: BTreeSet::new(),
             split: None,
@@ -302,8 +306,12 @@ impl Ctx {
     pub(crate) fn send(&mut self, from: Node, to: Node, packet: Packet) -> bool {
         let mut sent = false;
         let copies = 1 + u64::from(self.dice.percent(self.net.doubled));
+        let too_large = matches!((to, &packet), (Node::Host(n), Packet::Assign { .. }) if self.net.thin[n]);
+        if too_large {
+            self.count("large message lost");
+        }
         for _ in 0..copies {
-            if !self.net.reaches(from, to) || self.dice.percent(self.net.loss) {
+            if too_large || !self.net.reaches(from, to) || self.dice.percent(self.net.loss) {
                 self.count("message lost");
                 continue;
             }

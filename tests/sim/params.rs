@@ -29,6 +29,8 @@ pub(crate) struct Params {
     pub(crate) start_ms: u64,
     pub(crate) start_fails: u64,
     pub(crate) bad_revisions: u64,
+    /// Of a hundred workers so many are strict.
+    pub(crate) strict: u64,
     pub(crate) store_crashes: u64,
     pub(crate) dispatch_crashes: u64,
     /// Of a hundred crashes of a scheduler so many happen in the middle of a sync.
@@ -76,6 +78,7 @@ impl Params {
             sync_crashes: *d.pick(&[10, 50, 90]),
             change_crashes: *d.pick(&[0, 10, 30]),
             skew: *d.pick(&[0, 10, 30]),
+            strict: *d.pick(&[0, 0, 0, 60]),
         }
     }
 

@@ -237,10 +237,17 @@ impl World {
             }
             Undo::Host(number) => {
                 (ctx.net.cut_out[number], ctx.net.cut_in[number]) = (false, false);
+                if ctx.faults && ctx.dice.percent(25) {
+                    let thin = ctx.dice.between(1_000, 8_000);
+                    ctx.net.thin[number] = true;
+                    ctx.note(|| format!("nothing large reaches h{number} for {thin} ms"));
+                    ctx.wake(Node::World, 0, thin, Timer::Undo(Undo::Thin(number)));
+                }
                 if ctx.net.bus_up {
                     self.hosts[number].connection(ctx, true);
                 }
             }
+            Undo::Thin(number) => ctx.net.thin[number] = false,
             Undo::Ambush(number) => self.end_ambush(number),
             Undo::Member(number) => ctx.net.isolated[number] = false,
             Undo::Pair(from, to) => _ = ctx.net.pairs.remove(&(from, to)),
@@ -254,6 +261,7 @@ impl World {
     pub(crate) fn end_trouble(ctx: &mut Ctx) {
         (ctx.net.loss, ctx.net.doubled, ctx.net.delay_ms) = (0, 0, 20);
         ctx.net.isolated.fill(false);
+        ctx.net.thin.fill(false);
         ctx.net.pairs.clear();
         ctx.net.split = None;
         ctx.wall_off_ms.fill(0);

@@ -1,7 +1,7 @@
 //! Everything together under one seed: hosts, schedulers, clients, what goes wrong, and the end of it, after which the
 //! lattice must come to rest as it should.
 
-use crate::ambush::Ambush;
+use crate::ambush::{Ambush, Snare};
 use crate::clients::{Clients, Wish, repaired};
 use crate::crowd::{self, Crowd};
 use crate::ctx::{Ctx, Event, Node, Packet, Timer, Undo, What};
@@ -35,6 +35,7 @@ pub(crate) struct World {
     pub(crate) history: History,
     /// A host that is cut off until its leader calls it lost.
     pub(crate) ambush: Option<Ambush>,
+    pub(crate) snare: Option<Snare>,
     /// Nothing more goes wrong before.
     pub(crate) lull_until: u64,
     /// Hosts that never start again.
@@ -65,6 +66,7 @@ impl World {
             crowd,
             history,
             ambush: None,
+            snare: None,
             lull_until: 0,
             dead,
             rested_ms: 0,
@@ -209,10 +211,14 @@ impl World {
         }
         match event.what {
             What::Packet(packet) => {
-                let assigned = matches!(*packet, Packet::Assign { .. });
+                let (assigned, leased) =
+                    (matches!(*packet, Packet::Assign { .. }), matches!(*packet, Packet::Lease(_)));
                 host.packet(ctx, *packet);
                 if assigned {
                     host.compare(ctx, &self.history);
+                }
+                if leased {
+                    self.look_at_snare(number);
                 }
             }
             What::Timer(timer) => host.timer(ctx, timer),

@@ -148,7 +148,10 @@ async fn who_wants_no_more_ends_the_sender(kind: Kind) {
 
 async fn who_stops_sending_ends_the_reader(kind: Kind) {
     let (_broker, a, b) = two(kind).await;
-    let is_told = |end: Result<Option<Bytes>, Error>| matches!(end, Err(Error::Refused { code, message }) if code == "cancelled" && message.contains("stopped"));
+    let is_told = |end: Result<Option<Bytes>, Error>| {
+        let Err(Error::Refused { code, message }) = end else { return false };
+        code == "cancelled" && message.contains("stopped")
+    };
     // In the middle of it.
     let offer = a.offer().unwrap();
     let mut pull = b.pull(&offer.address(), soon()).await.unwrap();

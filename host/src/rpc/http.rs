@@ -172,22 +172,21 @@ async fn answer(bus: &Bus, serve: &dyn HttpServe, whom: &str, request: Request) 
             Carried::Offered(address)
         }
         // A caller of a version that knows no streams.
-        Gathered::More(body) => Carried::Whole(whole(body, || what.clone()).await.map_err(refusal)?),
+        Gathered::More(body) => Carried::Whole(whole(body, &what).await.map_err(refusal)?),
     };
     let payload = head::encode_response(&parts, &carried).map_err(refusal)?;
     Ok(Reply { headers: Headers::new(), payload })
 }
 
 /// The whole body, if it is within its bound. `what` names it.
-async fn whole(body: Body, what: impl Fn() -> String) -> Result<Bytes, CallError> {
+async fn whole(body: Body, what: &str) -> Result<Bytes, CallError> {
     match Limited::new(body, BODY_BYTES_MAX).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => Err(CallError::TooLarge(format!(
-            "{} is more than {BODY_BYTES_MAX} bytes, which is what crosses the bus to a host that knows no \
-             streams; update the host of the ingress",
-            what()
+            "{what} is more than {BODY_BYTES_MAX} bytes, which is what crosses the bus to a host that knows no \
+             streams; update the host of the ingress"
         ))),
         // The engine's error says what went wrong in the guest; a request's, that the client went away.
-        Err(e) => Err(CallError::Trapped(format!("{} broke off: {e}", what()))),
+        Err(e) => Err(CallError::Trapped(format!("{what} broke off: {e}"))),
     }
 }

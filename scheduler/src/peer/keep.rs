@@ -112,9 +112,9 @@ impl Watched {
             seen.silent = if reached.contains(id) { None } else { seen.silent.or(Some(now)) };
             seen.stable = if ready.contains(id) { seen.stable.or(Some(now)) } else { None };
         }
-        let of = |since: Option<Instant>| since.map_or(0, |since| ms(now - since));
-        let of = |seen: &Seen| roster::Since { silent_ms: of(seen.silent), stable_ms: of(seen.stable) };
-        self.0.iter().map(|(id, seen)| (*id, of(seen))).collect()
+        let for_ms = |since: Option<Instant>| since.map_or(0, |since| ms(now - since));
+        let since = |seen: &Seen| roster::Since { silent_ms: for_ms(seen.silent), stable_ms: for_ms(seen.stable) };
+        self.0.iter().map(|(id, seen)| (*id, since(seen))).collect()
     }
 }
 

@@ -26,7 +26,7 @@ pub enum Stranger {
 /// Who finds itself out goes on for so long, unless one who votes tells it so before. It may have led the change that took
 /// it out, and be the only one that knows that the change is through: until the others have heard, they need its vote to
 /// elect one of them.
-pub const LINGER_MS: u64 = 30_000;
+const LINGER_MS: u64 = 30_000;
 
 /// How long a scheduler has found itself out.
 #[derive(Debug, Default)]
@@ -162,12 +162,7 @@ pub enum Due {
     HandOver(u64),
 }
 
-impl Due {
-    fn of(changes: Vec<Change>) -> Self {
-        if changes.is_empty() { Self::Nothing } else { Self::Change(changes) }
-    }
-}
-
+/// The leader's next step towards the members that are `wanted`, when it reaches those in `reached`.
 pub fn due(status: &raft::Status, wanted: &BTreeMap<u64, Member>, reached: BTreeSet<u64>) -> Due {
     let raft::Status { id: me, members, .. } = status;
     if members.is_joint() {
@@ -177,16 +172,16 @@ pub fn due(status: &raft::Status, wanted: &BTreeMap<u64, Member>, reached: BTree
     let ready = ready(status, reached);
     let can_lead = |id: &u64| *id != *me && wanted.contains_key(id);
     // Where all that vote were removed, one that learns has to be made a voter first.
-    if abdicates(*me, wanted) && members.voters.iter().any(can_lead) {
-        if let Some(heir) = heir(*me, wanted, members, &ready, &status.progress).filter(can_lead) {
-            return Due::HandOver(heir);
-        }
-        // Until one of them is fit it takes others in, and nobody out.
-        let mut changes = next_change(&Known { me: *me, wanted, members, ready: &ready });
-        changes.retain(|change| !matches!(change, Change::Remove(_)));
-        return Due::of(changes);
+    let waits_for_heir = abdicates(*me, wanted) && members.voters.iter().any(can_lead);
+    if waits_for_heir && let Some(heir) = heir(*me, wanted, members, &ready, &status.progress).filter(can_lead) {
+        return Due::HandOver(heir);
     }
-    Due::of(next_change(&Known { me: *me, wanted, members, ready: &ready }))
+    let mut changes = next_change(&Known { me: *me, wanted, members, ready: &ready });
+    if waits_for_heir {
+        // Until one of them is fit it takes others in, and nobody out.
+        changes.retain(|change| !matches!(change, Change::Remove(_)));
+    }
+    if changes.is_empty() { Due::Nothing } else { Due::Change(changes) }
 }
 
 /// Whether a leader has to hand over: it was removed, and whoever leads never takes itself out.
