@@ -197,7 +197,9 @@ impl Planned<'_> {
         columns: &mut Columns<'_>,
         plan: &mut Plan,
     ) -> Vec<u64> {
-        let home = self.state.homes.get(self.key).filter(|_| !built_in(Fault::StoreMoves));
+        // Where an actor of that name was strict, in an earlier life of the app, binds this one to nothing.
+        let has_data = matches!(self.spec.kind, Kind::Provider(_)) && !built_in(Fault::StoreMoves);
+        let home = self.state.homes.get(self.key).filter(|_| has_data);
         for (share, _) in shares {
             if open[*share] == 0 {
                 continue;

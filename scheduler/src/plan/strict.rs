@@ -193,6 +193,22 @@ mod tests {
     }
 
     #[test]
+    fn where_it_may_run_still_does_not_bind_what_is_not_strict_any_more() {
+        let mut lab = lab();
+        lab.dead.insert(host_id(0));
+        lab.command(What::DeleteApp(pb::DeleteApp { app: "shop".into(), if_version: 0 }));
+        lab.round();
+        assert!(lab.state.apps.is_empty() && !lab.state.homes.is_empty());
+        let loose = app("b", Scaler::Spread { replicas: 3, spread: Vec::new() });
+        assert_eq!(lab.apply(&loose).error, "");
+        while !lab.state.hosts[&host_id(0)].lost {
+            lab.round();
+        }
+        lab.settle();
+        assert_eq!(lab.placed("cart"), "h1:3");
+    }
+
+    #[test]
     fn it_is_scaled_to_nothing_and_back_and_its_revisions_follow() {
         let mut lab = lab();
         lab.apply(&solo("a", 0));

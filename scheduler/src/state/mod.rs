@@ -50,7 +50,8 @@ pub struct State {
     pub hosts: BTreeMap<HostId, HostState>,
     /// (app, component) -> host -> what is placed there.
     pub placements: BTreeMap<(Name, Name), BTreeMap<HostId, Placed>>,
-    /// Stateful provider -> the host that has its data: it is placed there again, or waits.
+    /// Stateful provider -> the host that has its data: it is placed there again, or waits. Something strict -> the host
+    /// where it may run still, until that says that it stopped.
     pub homes: BTreeMap<(Name, Name), HostId>,
     /// The schedulers: who they are and where they are reached. Who of them votes is the log's own business.
     pub members: BTreeMap<u64, Member>,
