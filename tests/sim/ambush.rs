@@ -64,12 +64,16 @@ impl World {
         }
         self.lull_until = self.ctx.now + REPLACED_MS;
         if self.ctx.dice.percent(50) {
-            self.snare = Some(Snare { host, until: self.ctx.now + LEASE_MS });
-            return;
+            return self.set_snare(host);
         }
         let falls = self.ctx.dice.between(20, 400);
         self.ctx.note(|| format!("s{leader} is deaf for {deaf} ms and falls in {falls} ms"));
         self.ctx.wake(Node::World, 0, falls, Timer::Strike(leader));
+    }
+
+    /// A host is cut off as soon as it gets a lease, if that is soon.
+    pub(crate) fn set_snare(&mut self, host: usize) {
+        self.snare = Some(Snare { host, until: self.ctx.now + LEASE_MS });
     }
 
     /// A host got a lease.

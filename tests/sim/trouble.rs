@@ -205,6 +205,9 @@ impl World {
     }
 
     fn cut_host(&mut self, number: usize) {
+        if self.ctx.dice.percent(15) && self.hosts[number].strict(&self.ctx).next().is_some() {
+            return self.set_snare(number);
+        }
         let ctx = &mut self.ctx;
         let kind = ctx.dice.below(4);
         let cut = silence(ctx, 1_000, 30_000);

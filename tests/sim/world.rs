@@ -238,12 +238,18 @@ impl World {
         self.advance(paused.saturating_sub(self.ctx.now));
         self.ctx.note(|| "healed".into());
         Self::end_trouble(&mut self.ctx);
+        let mut started = Vec::new();
         for seat in &mut self.seats {
             seat.disk.survive();
             seat.disk.mend();
+            let boot = seat.boot;
             seat.start(&mut self.ctx, &mut self.history);
             self.ctx.up[seat.number] = seat.up();
+            if seat.up() && seat.boot != boot {
+                started.push(seat.number);
+            }
         }
+        started.into_iter().for_each(|number| self.reconnect(number));
         for number in 0..self.hosts.len() {
             let dead = self.dead.iter().filter(|d| **d).count();
             self.undo(Undo::Host(number));

@@ -174,11 +174,14 @@ impl Habit {
     }
 
     fn note<T>(&self, spent: &Spent, ended: &Result<T, CallError>) {
-        let more = match ended {
-            _ if spent.is_long() => BACK_AFTER_LONG,
-            Err(CallError::Trapped(_) | CallError::Deadline(_)) => BACK_AFTER_BROKEN,
-            _ => return,
-        };
+        match ended {
+            _ if spent.is_long() => self.add(BACK_AFTER_LONG),
+            Err(CallError::Trapped(_) | CallError::Deadline(_)) => self.add(BACK_AFTER_BROKEN),
+            _ => {}
+        }
+    }
+
+    fn add(&self, more: u32) {
         let add = |n: u32| Some((n + more).min(BACK_MAX));
         let _ = self.back.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
@@ -238,6 +241,8 @@ impl<T: Send + 'static> Future for Laned<T> {
                 return Poll::Pending;
             }
             if let Lane::Front(work) = std::mem::replace(&mut this.state, Lane::Nowhere) {
+                // The others that come meanwhile need not show it first.
+                this.habit.add(BACK_AFTER_LONG);
                 this.state = this.in_back(work);
             }
         }
@@ -249,6 +254,18 @@ impl<T: Send + 'static> Future for Laned<T> {
                 // Its threads are going: so is whoever waits.
                 Err(_) => Poll::Pending,
             },
+        }
+    }
+}
+
+impl<T> Drop for Laned<T> {
+    /// Most that are long do not end by themselves: their time is over, or who asked has gone.
+    fn drop(&mut self) {
+        if let Lane::Back(handle) = &self.state
+            && !handle.is_finished()
+        {
+            // One that had no turn yet has shown nothing: the next one is as it would have been.
+            self.habit.add(if self.spent.is_long() { BACK_AFTER_LONG } else { 1 });
         }
     }
 }
@@ -290,8 +307,8 @@ mod tests {
         assert_ne!(names[0], "back");
         assert_eq!(names[5], "back");
         assert!(spent.in_back() && Duration::from_nanos(spent.before.load(Ordering::Relaxed)) >= TURN * 6);
-        // The next of that actor begin there, then it is forgiven.
-        for n in 0..BACK_AFTER_LONG {
+        // The next of that actor begin there, as often as it was long and was put there, then it is forgiven.
+        for n in 0..2 * BACK_AFTER_LONG {
             let (names, _) = run(1, Duration::ZERO).await;
             assert_eq!(names, ["back"], "{n}");
         }
@@ -317,8 +334,8 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
-        let spent = Arc::new(Spent::default());
-        let mut laned = Laned::new(work, &lanes, spent.clone(), Arc::default());
+        let (spent, habit) = (Arc::new(Spent::default()), Arc::new(Habit::default()));
+        let mut laned = Laned::new(work, &lanes, spent.clone(), habit.clone());
         while !spent.in_back() {
             std::future::poll_fn(|cx| {
                 let _ = Pin::new(&mut laned).poll(cx);
@@ -326,8 +343,11 @@ mod tests {
             })
             .await;
         }
+        let known = || habit.back.load(Ordering::Relaxed);
+        assert_eq!(known(), BACK_AFTER_LONG);
         drop(laned);
         assert!(rx.await.is_err());
+        assert_eq!(known(), 2 * BACK_AFTER_LONG);
     }
 
     #[tokio::test]
