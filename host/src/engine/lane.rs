@@ -73,17 +73,17 @@ fn yield_to_all() {
     }
 }
 
-/// Ticks of the epochs' clock, of all engines: asking for a thread's processor time is a system call, so a thread asks
-/// at most once in a tick, not at each of its thousands of short turns.
+/// Ticks of the epochs' clock, of all engines.
 pub(super) static TICKS: AtomicU64 = AtomicU64::new(0);
 
-thread_local! {
-    /// The tick at which this thread asked for its processor time, and what that was.
-    static ASKED: Cell<(u64, u64)> = const { Cell::new((u64::MAX, 0)) };
-}
+/// Turns shorter than this are counted by the time on the wall. Asking for a thread's processor time is a system call, so a
+/// thread asks at most as often, not at each of its thousands of short turns.
+const SHORT_NANOS: u64 = TICK_MS * 1_000_000;
 
-/// Turns shorter than a tick are counted by the time on the wall.
-const SHORT: Duration = Duration::from_millis(TICK_MS);
+thread_local! {
+    /// When this thread asked for its processor time, and what that was.
+    static ASKED: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
+}
 
 /// Processor time that one invocation has used, shared by its future and its store. Of a turn it is what the thread has
 /// used since a moment shortly before it, and never more than has passed: so who was made to wait is not blamed for it.
@@ -105,7 +105,7 @@ impl Spent {
 
     fn this_turn(&self) -> u64 {
         let passed = wall_nanos().saturating_sub(self.turn_began.load(Ordering::Relaxed));
-        match Duration::from_nanos(passed) < SHORT {
+        match passed < SHORT_NANOS {
             true => passed,
             false => thread_nanos().saturating_sub(self.thread_began.load(Ordering::Relaxed)).min(passed),
         }
@@ -114,7 +114,7 @@ impl Spent {
     /// Another invocation in the same instance: each has a turn of its own.
     pub(super) fn forget(&self) {
         self.before.store(0, Ordering::Relaxed);
-        self.turn_began.store(thread_nanos(), Ordering::Relaxed);
+        self.begin_turn();
     }
 
     pub(super) fn in_back(&self) -> bool {
@@ -125,9 +125,14 @@ impl Spent {
         Duration::from_nanos(self.before.load(Ordering::Relaxed)) > TURN
     }
 
+    fn begin_turn(&self) {
+        let now = wall_nanos();
+        self.thread_began.store(thread_nanos_lately(now), Ordering::Relaxed);
+        self.turn_began.store(now, Ordering::Relaxed);
+    }
+
     fn turn<T>(&self, poll: impl FnOnce() -> T) -> T {
-        self.thread_began.store(thread_nanos_lately(), Ordering::Relaxed);
-        self.turn_began.store(wall_nanos(), Ordering::Relaxed);
+        self.begin_turn();
         let polled = poll();
         self.before.fetch_add(self.this_turn(), Ordering::Relaxed);
         polled
@@ -140,14 +145,13 @@ fn wall_nanos() -> u64 {
     u64::try_from(FIRST.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Processor time of this thread, as it was at most a tick ago.
-fn thread_nanos_lately() -> u64 {
-    let tick = TICKS.load(Ordering::Relaxed);
+/// Processor time of this thread, as it was at most a short turn before `now`.
+fn thread_nanos_lately(now: u64) -> u64 {
     match ASKED.get() {
-        (asked, nanos) if asked == tick => nanos,
+        Some((asked, nanos)) if now.saturating_sub(asked) < SHORT_NANOS => nanos,
         _ => {
             let nanos = thread_nanos();
-            ASKED.set((tick, nanos));
+            ASKED.set(Some((now, nanos)));
             nanos
         }
     }
@@ -190,6 +194,8 @@ impl Habit {
 /// An invocation in its lane. Dropped, it ends wherever it is.
 pub(super) struct Laned<T> {
     state: Lane<T>,
+    /// It was put aside, and is known to be long by that.
+    is_known: bool,
     lanes: Lanes,
     spent: Arc<Spent>,
     habit: Arc<Habit>,
@@ -206,7 +212,7 @@ enum Lane<T> {
 
 impl<T: Send + 'static> Laned<T> {
     pub(super) fn new(work: Work<T>, lanes: &Lanes, spent: Arc<Spent>, habit: Arc<Habit>) -> Self {
-        let mut laned = Self { state: Lane::Nowhere, lanes: lanes.clone(), spent, habit };
+        let mut laned = Self { state: Lane::Nowhere, is_known: false, lanes: lanes.clone(), spent, habit };
         laned.state = match laned.habit.begins_in_back() {
             true => laned.in_back(work),
             false => Lane::Front(work),
@@ -215,11 +221,13 @@ impl<T: Send + 'static> Laned<T> {
     }
 
     fn in_back(&self, mut work: Work<T>) -> Lane<T> {
-        let (spent, habit) = (self.spent.clone(), self.habit.clone());
+        let (spent, habit, is_known) = (self.spent.clone(), self.habit.clone(), self.is_known);
         spent.in_back.store(true, Ordering::Relaxed);
         let task = async move {
             let ended = std::future::poll_fn(|cx| spent.turn(|| work.as_mut().poll(cx))).await;
-            habit.note(&spent, &ended);
+            if !is_known {
+                habit.note(&spent, &ended);
+            }
             ended
         };
         Lane::Back(AbortOnDropHandle::new(self.lanes.inner.handle.spawn(task)))
@@ -242,6 +250,7 @@ impl<T: Send + 'static> Future for Laned<T> {
             }
             if let Lane::Front(work) = std::mem::replace(&mut this.state, Lane::Nowhere) {
                 // The others that come meanwhile need not show it first.
+                this.is_known = true;
                 this.habit.add(BACK_AFTER_LONG);
                 this.state = this.in_back(work);
             }
@@ -261,7 +270,7 @@ impl<T: Send + 'static> Future for Laned<T> {
 impl<T> Drop for Laned<T> {
     /// Most that are long do not end by themselves: their time is over, or who asked has gone.
     fn drop(&mut self) {
-        if let Lane::Back(handle) = &self.state
+        if let (Lane::Back(handle), false) = (&self.state, self.is_known)
             && !handle.is_finished()
         {
             // One that had no turn yet has shown nothing: the next one is as it would have been.
@@ -307,8 +316,8 @@ mod tests {
         assert_ne!(names[0], "back");
         assert_eq!(names[5], "back");
         assert!(spent.in_back() && Duration::from_nanos(spent.before.load(Ordering::Relaxed)) >= TURN * 6);
-        // The next of that actor begin there, as often as it was long and was put there, then it is forgiven.
-        for n in 0..2 * BACK_AFTER_LONG {
+        // The next of that actor begin there, then it is forgiven.
+        for n in 0..BACK_AFTER_LONG {
             let (names, _) = run(1, Duration::ZERO).await;
             assert_eq!(names, ["back"], "{n}");
         }
@@ -327,15 +336,17 @@ mod tests {
     async fn what_is_dropped_ends_in_the_back_too() {
         let lanes = Lanes::start().unwrap();
         let (tx, rx) = tokio::sync::oneshot::channel::<()>();
-        let work: Work<()> = Box::pin(async move {
-            let _held = tx;
-            loop {
-                burn(TURN);
-                tokio::task::yield_now().await;
-            }
-        });
+        let forever = |held: Option<tokio::sync::oneshot::Sender<()>>| -> Work<()> {
+            Box::pin(async move {
+                let _held = held;
+                loop {
+                    burn(TURN);
+                    tokio::task::yield_now().await;
+                }
+            })
+        };
         let (spent, habit) = (Arc::new(Spent::default()), Arc::new(Habit::default()));
-        let mut laned = Laned::new(work, &lanes, spent.clone(), habit.clone());
+        let mut laned = Laned::new(forever(Some(tx)), &lanes, spent.clone(), habit.clone());
         while !spent.in_back() {
             std::future::poll_fn(|cx| {
                 let _ = Pin::new(&mut laned).poll(cx);
@@ -343,11 +354,22 @@ mod tests {
             })
             .await;
         }
-        let known = || habit.back.load(Ordering::Relaxed);
-        assert_eq!(known(), BACK_AFTER_LONG);
+        let back = || habit.back.load(Ordering::Relaxed);
+        assert_eq!(back(), BACK_AFTER_LONG);
         drop(laned);
         assert!(rx.await.is_err());
-        assert_eq!(known(), 2 * BACK_AFTER_LONG);
+        assert_eq!(back(), BACK_AFTER_LONG, "once for each");
+        // One that began in the back is remembered when nobody waits for it any more, and one that did nothing changes nothing.
+        let spent = Arc::new(Spent::default());
+        let laned = Laned::new(forever(None), &lanes, spent.clone(), habit.clone());
+        while !spent.is_long() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(laned);
+        assert_eq!(back(), 2 * BACK_AFTER_LONG - 1);
+        let idle: Work<()> = Box::pin(std::future::pending());
+        drop(Laned::new(idle, &lanes, Arc::default(), habit.clone()));
+        assert_eq!(back(), 2 * BACK_AFTER_LONG - 1);
     }
 
     #[tokio::test]
