@@ -66,8 +66,16 @@ const ALL: &[Fault] = &[
 ];
 
 /// Found in hundreds of seeds at best: left out unless one is named, or all are, with `LATTICE_SIM_FAULT`.
-const SLOW: &[Fault] =
-    &[VoteForgotten, ChangeBeforeCommit, RevisionUsedTwice, NoLeaseMargin, LeaseUnconfirmed, QuorumRemoved];
+const SLOW: &[Fault] = &[
+    VoteForgotten,
+    ChangeBeforeCommit,
+    RevisionUsedTwice,
+    NoLeaseMargin,
+    LeaseWhileLosing,
+    LeaseForOldContent,
+    LeaseUnconfirmed,
+    QuorumRemoved,
+];
 
 struct Found {
     seeds: u64,
