@@ -295,8 +295,11 @@ impl Host {
             }
             Verdict::Refuse(why) => {
                 ctx.count("stale assignment refused");
-                if got.0 > have.0 {
-                    ctx.count("assignment of a leader that lags refused");
+                if got.0 > have.0 && got.1 < have.1 {
+                    ctx.fail(format!(
+                        "a leader in term {} sent h{} generation {} after {have:?}",
+                        got.0, self.number, got.1
+                    ));
                 }
                 why
             }
