@@ -1,7 +1,7 @@
 //! What goes wrong in one moment that chance alone hardly meets: a host is cut off, and reached again just when its leader
 //! has proposed that it is lost; what the others answer does not arrive at once; and then the leader falls, before it hears
-//! what became of its proposal. Whoever leads next takes that host for lost at once. In other runs it goes on, and the host
-//! is cut off again as soon as it has a lease: for as long as that lasts, nobody can tell it to stop.
+//! what became of its proposal. Whoever leads next takes that host for lost at once. If the host got a lease meanwhile it is
+//! often cut off again: for as long as that lasts, nobody can tell it to stop.
 
 use crate::ctx::{Node, Timer, Undo};
 use crate::world::World;
@@ -63,8 +63,8 @@ impl World {
             self.ctx.wake(Node::World, 0, deaf, Timer::Undo(Undo::Pair(other, leader)));
         }
         self.lull_until = self.ctx.now + REPLACED_MS;
-        if self.ctx.dice.percent(50) {
-            return self.set_snare(host);
+        if self.ctx.dice.percent(70) {
+            self.set_snare(host);
         }
         let falls = self.ctx.dice.between(20, 400);
         self.ctx.note(|| format!("s{leader} is deaf for {deaf} ms and falls in {falls} ms"));
@@ -82,8 +82,9 @@ impl World {
             return;
         }
         let cut = self.ctx.dice.between(2_000, 9_000);
-        self.ctx.net.cut_in[number] = true;
-        self.ctx.note(|| format!("h{number} has a lease, and hears nothing for {cut} ms"));
+        let is_silent = self.ctx.dice.percent(70);
+        (self.ctx.net.cut_in[number], self.ctx.net.cut_out[number]) = (true, is_silent);
+        self.ctx.note(|| format!("h{number} has a lease, and is cut off for {cut} ms; silent too: {is_silent}"));
         self.ctx.count("host cut off as it got a lease");
         self.ctx.wake(Node::World, 0, cut, Timer::Undo(Undo::Host(number)));
     }

@@ -51,6 +51,9 @@ impl World {
     fn trouble_a_scheduler(&mut self) {
         let leader = self.seats.iter().position(|s| s.leads());
         // Leaders have the most to lose.
+        if self.ctx.dice.percent(12) && self.hosts.iter().any(|h| h.strict(&self.ctx).next().is_some()) {
+            return self.waylay(leader);
+        }
         let number = match leader {
             Some(leader) if self.ctx.dice.percent(45) => leader,
             _ => self.ctx.dice.index(self.seats.len()),
