@@ -31,7 +31,7 @@ impl World {
     pub(crate) fn waylay(&mut self, leader: Option<usize>) {
         let Some(leader) = leader.filter(|_| self.seats.iter().filter(|s| s.up()).count() > 2) else { return };
         let near: Vec<usize> = self.hosts.iter().filter(|h| h.up && h.connected).map(|h| h.number).collect();
-        let strict = near.iter().copied().filter(|n| self.hosts[*n].strict(&self.ctx).next().is_some());
+        let strict = near.iter().copied().filter(|n| self.hosts[*n].runs_strict(&self.ctx));
         let strict: Vec<usize> = strict.collect();
         let from = if strict.is_empty() { near } else { strict };
         if self.ambush.is_some() || from.is_empty() {

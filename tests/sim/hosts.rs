@@ -196,6 +196,10 @@ impl Host {
             .flat_map(|k| k.up().iter().filter(|(_, up)| up.strict).map(|(key, _)| key).chain(k.parting().keys()))
     }
 
+    pub(crate) fn runs_strict(&self, ctx: &Ctx) -> bool {
+        self.strict(ctx).next().is_some()
+    }
+
     /// What is strict, and parting: it is gone when the work under way is done, at the end of the lease at the latest.
     fn part(&mut self, ctx: &mut Ctx, key: &Key) {
         let left = self.running.beats.lease().until_ms().saturating_sub(ctx.host_ms(self.number));

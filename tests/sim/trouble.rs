@@ -50,10 +50,10 @@ impl World {
 
     fn trouble_a_scheduler(&mut self) {
         let leader = self.seats.iter().position(|s| s.leads());
-        // Leaders have the most to lose.
-        if self.ctx.dice.percent(12) && self.hosts.iter().any(|h| h.strict(&self.ctx).next().is_some()) {
+        if self.ctx.dice.percent(12) && self.hosts.iter().any(|h| h.runs_strict(&self.ctx)) {
             return self.waylay(leader);
         }
+        // Leaders have the most to lose.
         let number = match leader {
             Some(leader) if self.ctx.dice.percent(45) => leader,
             _ => self.ctx.dice.index(self.seats.len()),
@@ -119,8 +119,7 @@ impl World {
         if self.ctx.net.split.is_some() {
             return;
         }
-        let strict: Vec<usize> =
-            self.hosts.iter().filter(|h| h.strict(&self.ctx).next().is_some()).map(|h| h.number).collect();
+        let strict: Vec<usize> = self.hosts.iter().filter(|h| h.runs_strict(&self.ctx)).map(|h| h.number).collect();
         let dice = &mut self.ctx.dice;
         let mut hosts = BTreeSet::from([dice.index(self.hosts.len())]);
         // What runs under a lease has the most to lose.
@@ -208,7 +207,7 @@ impl World {
     }
 
     fn cut_host(&mut self, number: usize) {
-        if self.ctx.dice.percent(15) && self.hosts[number].strict(&self.ctx).next().is_some() {
+        if self.ctx.dice.percent(15) && self.hosts[number].runs_strict(&self.ctx) {
             return self.set_snare(number);
         }
         let ctx = &mut self.ctx;
