@@ -33,6 +33,8 @@ const CLOCK_BEHIND_MS: u64 = 3_600_000;
 pub enum Error {
     #[error("{doing} {}: {source}; check the disk's space and permissions, then try again", path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("backup {} can not be opened: {source}; name a file that is there and that this user can read", path.display())]
+    Unopened { path: PathBuf, source: io::Error },
     #[error("backup {} {problem}", path.display())]
     File { path: PathBuf, problem: Problem },
     #[error("backup {} is of lattice {found:?}, not {wanted:?}; give --lattice {found} if it is meant", path.display())]
@@ -127,7 +129,8 @@ impl Made {
             sink(piece).map_err(to)?;
         }
         for path in &self.components {
-            each_piece(path, |piece| sink(piece).map_err(to))?;
+            let file = File::open(path).map_err(io_at("cannot open", path))?;
+            each_piece(file, path, |piece| sink(piece).map_err(to))?;
         }
         Ok(())
     }
@@ -232,7 +235,8 @@ fn read(
     let path = || file.to_path_buf();
     let (mut reader, mut state) = (Reader::default(), Vec::new());
     let mut head_seen = false;
-    each_piece(file, |bytes| {
+    let opened = File::open(file).map_err(|source| Error::Unopened { path: path(), source })?;
+    each_piece(opened, file, |bytes| {
         let taken = reader.take::<Failed>(bytes, |piece| match piece.of {
             Part::State => {
                 state.extend_from_slice(piece.data);
@@ -290,8 +294,7 @@ impl From<Problem> for Failed {
     }
 }
 
-fn each_piece(path: &Path, mut take: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
-    let mut file = File::open(path).map_err(io_at("cannot open", path))?;
+fn each_piece(mut file: File, path: &Path, mut take: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
     let mut buffer = vec![0; PIECE_BYTES];
     loop {
         match file.read(&mut buffer).map_err(io_at("cannot read", path))? {
@@ -428,7 +431,7 @@ mod tests {
         };
         assert!(refused(&file, "home", NOW).contains("--lattice plant"));
         assert!(refused(&file, "plant", NOW - 2 * CLOCK_BEHIND_MS).contains("set the clock"));
-        assert!(refused(&dir.path().join("none"), "plant", NOW).contains("none"));
+        assert!(refused(&dir.path().join("none"), "plant", NOW).contains("none can not be opened"));
         let bytes = fs::read(&file).unwrap();
         for (worse, says) in [
             (bytes[..bytes.len() - 3].to_vec(), "cut short in its component"),

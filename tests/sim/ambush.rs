@@ -1,5 +1,5 @@
 //! What goes wrong in one moment that chance alone hardly meets: a host is cut off, and reached again just when its leader
-//! has proposed that it is lost; what the others answer does not arrive at once; and then the leader falls, before it hears
+//! has proposed that it is lost; what the others answer does not arrive at once, or not what they say of what they stored; and then the leader falls, before it hears
 //! what became of its proposal. Whoever leads next takes that host for lost at once. If the host got a lease meanwhile it is
 //! often cut off again: for as long as that lasts, nobody can tell it to stop.
 
@@ -57,17 +57,24 @@ impl World {
         self.ambush = None;
         self.ctx.count("host heard while it was being lost");
         self.undo(Undo::Host(host));
-        let deaf = self.ctx.dice.between(5, 60);
-        for other in (0..self.seats.len()).filter(|other| *other != leader) {
-            self.ctx.net.pairs.insert((other, leader));
-            self.ctx.wake(Node::World, 0, deaf, Timer::Undo(Undo::Pair(other, leader)));
+        let falls = self.ctx.dice.between(20, 400);
+        if self.ctx.dice.percent(50) {
+            self.ctx.note(|| format!("s{leader} is not told what others have stored"));
+            self.ctx.net.untold = Some(leader);
+            self.ctx.wake(Node::World, 0, falls, Timer::Undo(Undo::Untold));
+        } else {
+            let deaf = self.ctx.dice.between(5, 60);
+            self.ctx.note(|| format!("s{leader} is deaf for {deaf} ms"));
+            for other in (0..self.seats.len()).filter(|other| *other != leader) {
+                self.ctx.net.pairs.insert((other, leader));
+                self.ctx.wake(Node::World, 0, deaf, Timer::Undo(Undo::Pair(other, leader)));
+            }
         }
         self.lull_until = self.ctx.now + REPLACED_MS;
         if self.ctx.dice.percent(70) {
             self.set_snare(host);
         }
-        let falls = self.ctx.dice.between(20, 400);
-        self.ctx.note(|| format!("s{leader} is deaf for {deaf} ms and falls in {falls} ms"));
+        self.ctx.note(|| format!("s{leader} falls in {falls} ms"));
         self.ctx.wake(Node::World, 0, falls, Timer::Strike(leader));
     }
 

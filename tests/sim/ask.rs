@@ -70,6 +70,9 @@ impl Process {
                     let state = self.replica.read();
                     self.status(|s| roster::check_removal(id, &state.members, &s.members, &self.reached(ctx, s)))
                 };
+                if checked.is_ok() {
+                    self.look_at_removal(ctx, id);
+                }
                 let what = match checked {
                     // By the log, so that no copy of it that is still under way is carried out.
                     Err(error) => What::Refuse(pb::Refuse { code: "precondition".to_owned(), error }),
@@ -85,6 +88,23 @@ impl Process {
                 let command = pb::Command { request_id: request_id(intent), what };
                 self.propose(ctx, vec![command], Waiter::Ask { intent, via });
             }
+        }
+    }
+
+    /// Scheduler `id` is about to be removed: the others must be able to agree on anything without it.
+    fn look_at_removal(&self, ctx: &mut Ctx, id: u64) {
+        let voters = self.status(|s| s.members.voters.clone());
+        let others: Vec<u64> = voters.iter().copied().filter(|other| *other != id).collect();
+        let here = |other: &&u64| {
+            let seat = ctx.seat_of(**other);
+            seat.is_some_and(|seat| {
+                seat == self.number || ctx.up[seat] && ctx.net.reaches(self.me(), Node::Member(seat))
+            })
+        };
+        let reached = others.iter().filter(here).count();
+        if voters.contains(&id) && reached * 2 <= others.len() {
+            let of = others.len();
+            ctx.fail(format!("scheduler {id} is removed though {reached} of {of} others that vote are reached"));
         }
     }
 

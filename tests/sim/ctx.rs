@@ -4,6 +4,7 @@
 use crate::clients::Told;
 use crate::dice::Dice;
 use crate::params::{Params, SEATS_MAX};
+use prost::Message as _;
 use proto::app::{HostId, Name};
 use proto::v1 as pb;
 use std::cmp::Reverse;
@@ -127,6 +128,8 @@ pub(crate) enum Undo {
     Ambush(usize),
     Member(usize),
     Pair(usize, usize),
+    /// Of a scheduler that was not told what others have stored.
+    Untold,
     Split,
     FullDisk(usize),
     SlowDisk(usize),
@@ -180,6 +183,8 @@ pub(crate) struct Net {
     pub(crate) isolated: [bool; SEATS_MAX],
     /// One scheduler does not reach another.
     pub(crate) pairs: BTreeSet<(usize, usize)>,
+    /// This scheduler is not told what others have stored.
+    pub(crate) untold: Option<usize>,
     pub(crate) split: Option<Split>,
 }
 
@@ -204,7 +209,14 @@ impl Net {
     /// Schedulers reach one another, and few messages are lost or late: what they hand over arrives.
     pub(crate) fn is_calm(&self) -> bool {
         let parted = self.split.is_some() || !self.pairs.is_empty() || self.isolated.contains(&true);
+        let parted = parted || self.untold.is_some();
         self.loss <= 2 && self.delay_ms <= 500 && !parted
+    }
+
+    fn keeps_untold(&self, to: Node, packet: &Packet) -> bool {
+        let (Node::Member(to), Packet::Raft { bytes, .. }) = (to, packet) else { return false };
+        self.untold == Some(to)
+            && pb::RaftMessage::decode(&**bytes).is_ok_and(|m| m.kind() == pb::RaftMessageKind::AppendResponse)
     }
 
     pub(crate) fn reaches(&self, from: Node, to: Node) -> bool {
@@ -271,6 +283,7 @@ impl Ctx {
             thin: vec![false; params.hosts],
             isolated: [false; SEATS_MAX],
             pairs: BTreeSet::new(),
+            untold: None,
             split: None,
         };
         let mut dice = Dice::new(params.seed ^ 0x5bd1_e995);
@@ -310,8 +323,9 @@ impl Ctx {
         if too_large {
             self.count("large message lost");
         }
+        let singled_out = too_large || self.net.keeps_untold(to, &packet);
         for _ in 0..copies {
-            if too_large || !self.net.reaches(from, to) || self.dice.percent(self.net.loss) {
+            if singled_out || !self.net.reaches(from, to) || self.dice.percent(self.net.loss) {
                 self.count("message lost");
                 continue;
             }

@@ -74,7 +74,6 @@ const SLOW: &[Fault] = &[
     LeaseWhileLosing,
     LeaseForOldContent,
     LeaseUnconfirmed,
-    QuorumRemoved,
 ];
 
 struct Found {

@@ -256,6 +256,7 @@ impl World {
             Undo::Ambush(number) => self.end_ambush(number),
             Undo::Member(number) => ctx.net.isolated[number] = false,
             Undo::Pair(from, to) => _ = ctx.net.pairs.remove(&(from, to)),
+            Undo::Untold => ctx.net.untold = None,
             Undo::Split => ctx.net.split = None,
             Undo::FullDisk(number) => self.seats[number].disk.fill(false),
             Undo::SlowDisk(number) => self.seats[number].disk.slow(false),
@@ -268,6 +269,7 @@ impl World {
         ctx.net.isolated.fill(false);
         ctx.net.thin.fill(false);
         ctx.net.pairs.clear();
+        ctx.net.untold = None;
         ctx.net.split = None;
         ctx.wall_off_ms.fill(0);
     }

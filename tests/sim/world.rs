@@ -127,10 +127,7 @@ impl World {
                 let Some(seat) = self.seats.get_mut(number) else { return };
                 let boot = seat.boot;
                 seat.event(&mut self.ctx, &mut self.history, event);
-                self.ctx.up[number] = seat.up();
-                if seat.up() && seat.boot != boot {
-                    self.reconnect(number);
-                }
+                self.look_at_start(number, boot);
                 self.look_at_ambush(number);
             }
             Node::Client => self.client_event(event),
@@ -154,7 +151,12 @@ impl World {
 
     /// What others had sent to a scheduler that starts again was lost with its connections, and they see it then at the
     /// latest.
-    fn reconnect(&self, number: usize) {
+    fn look_at_start(&mut self, number: usize, boot_before: u64) {
+        let seat = &self.seats[number];
+        self.ctx.up[number] = seat.up();
+        if !seat.up() || seat.boot == boot_before {
+            return;
+        }
         let id = self.seats[number].id;
         let others = self.seats.iter().filter(|seat| seat.number != number);
         others.filter_map(|seat| seat.process.as_ref()).for_each(|process| process.handle.unreachable(id));
@@ -238,18 +240,14 @@ impl World {
         self.advance(paused.saturating_sub(self.ctx.now));
         self.ctx.note(|| "healed".into());
         Self::end_trouble(&mut self.ctx);
-        let mut started = Vec::new();
-        for seat in &mut self.seats {
+        for number in 0..self.seats.len() {
+            let seat = &mut self.seats[number];
             seat.disk.survive();
             seat.disk.mend();
             let boot = seat.boot;
             seat.start(&mut self.ctx, &mut self.history);
-            self.ctx.up[seat.number] = seat.up();
-            if seat.up() && seat.boot != boot {
-                started.push(seat.number);
-            }
+            self.look_at_start(number, boot);
         }
-        started.into_iter().for_each(|number| self.reconnect(number));
         for number in 0..self.hosts.len() {
             let dead = self.dead.iter().filter(|d| **d).count();
             self.undo(Undo::Host(number));
