@@ -2,7 +2,8 @@
 //! caller gives, and what it prints goes to the caller as well as to the log: to the caller byte for byte, and no
 //! faster than the caller takes it. When the caller goes away it ends.
 
-use super::actor::{Actor, Entering, Until, lost};
+use super::actor::{Actor, lost};
+use super::invocation::{Entering, Until};
 use super::output::{Log, Stream};
 use crate::call::CallError;
 use bytes::Bytes;

@@ -3,8 +3,9 @@
 //!
 //! What belongs to a connection (hop-by-hop headers, upgrades, listening) is the ingress's business.
 
-use super::actor::{Actor, Entering, HANDLER, Run, Shared, Until};
+use super::actor::{Actor, HANDLER};
 use super::body::{self, Answer, Asked};
+use super::invocation::{Entering, Run, Shared, Until};
 use super::lane::{Laned, Work};
 use super::state::{HEADER_BYTES_MAX, State};
 use super::{failed, later};

@@ -5,8 +5,8 @@
 //! An HTTP request to its `wasi:http/handler` runs in a fresh instance, which goes on until the body is out; in `many`
 //! it runs beside others.
 
-use super::actor::{Run, Shared};
 use super::cache::Cache;
+use super::invocation::{Run, Shared};
 use super::state::State;
 use super::{Error, Size, config, kept, link_wasi, start, tick};
 use crate::call::{Body, CallError};

@@ -3,10 +3,10 @@
 //! none any more once one of them ran past its deadline: what can not be ended by itself ends with its instance, when
 //! the others are done. A trap ends all that are in it.
 
-use super::actor::{Run, Shared};
 use super::body::{Answer, Outgoing};
 use super::gate::Permit;
 use super::http::Head;
+use super::invocation::{Run, Shared};
 use super::output::Log;
 use super::state::State;
 use super::{failed, later};

@@ -28,6 +28,7 @@ mod granted;
 mod guard;
 mod http;
 mod idle;
+mod invocation;
 mod kept;
 mod lane;
 mod later;
