@@ -36,7 +36,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use telemetry::{Scrape, Telemetry};
+use telemetry::{Progress, Scrape, Telemetry};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -197,8 +197,14 @@ impl Agent {
         };
         let (commands, received) = mpsc::channel(16);
         let ends = answer::serve(&parts, &identity, commands.clone()).await?;
+        let last = disk.assignment();
+        if let Some(last) = &last {
+            // Before anybody can ask whether it is ready.
+            let wanted = last.apps.iter().map(|app| app.replicas.len()).sum();
+            parts.telemetry.goes_on(Progress { assigned: true, wanted, ..Progress::default() });
+        }
         let state = run::Loop::new(identity.clone(), parts.clone(), disk, routes, ingress, ends);
-        let loop_task = tokio::spawn(state.run(received));
+        let loop_task = tokio::spawn(state.run(last, received));
         Ok(Self { identity, ingress: addr, commands, parts, loop_task })
     }
 

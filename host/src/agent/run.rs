@@ -98,8 +98,9 @@ impl Loop {
         }
     }
 
-    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        if let Some(stored) = self.disk.assignment() {
+    /// `last`: what it was assigned before it started.
+    pub(super) async fn run(mut self, last: Option<pb::Assignment>, mut commands: mpsc::Receiver<Command>) {
+        if let Some(stored) = last {
             let (lattice, host) = (self.identity.lattice.as_str(), self.identity.host.as_str());
             if let (Verdict::Accept, wanted) = self.keeper.judge(&stored, lattice, host) {
                 tracing::info!(

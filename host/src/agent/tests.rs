@@ -26,7 +26,20 @@ struct Hello {
     app: App,
     agent: Agent,
     bus: Bus,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+}
+
+fn config(data: &std::path::Path) -> Config {
+    Config {
+        lattice: "main".parse().unwrap(),
+        data: data.to_owned(),
+        name: "a".into(),
+        labels: BTreeMap::new(),
+        ingress: Some(IngressConfig { listen: "127.0.0.1:0".parse().unwrap(), tls: Vec::new(), access_log: None }),
+        policy: Policy::default(),
+        compiler: None,
+        keep_unused: Duration::from_secs(3600),
+    }
 }
 
 impl Hello {
@@ -44,18 +57,8 @@ impl Hello {
                 actor.digest = Some(digest.clone());
             }
         }
-        let config = Config {
-            lattice: "main".parse().unwrap(),
-            data: dir.path().to_owned(),
-            name: "a".into(),
-            labels: BTreeMap::new(),
-            ingress: Some(IngressConfig { listen: "127.0.0.1:0".parse().unwrap(), tls: Vec::new(), access_log: None }),
-            policy: Policy::default(),
-            compiler: None,
-            keep_unused: Duration::from_secs(3600),
-        };
-        let agent = Agent::start(config, connect(broker).await).await.unwrap();
-        let hello = Self { app, agent, bus: connect(broker).await, _dir: dir };
+        let agent = Agent::start(config(dir.path()), connect(broker).await).await.unwrap();
+        let hello = Self { app, agent, bus: connect(broker).await, dir };
         assert_eq!(hello.agent.health().ready(), Ok(()), "a new host has nothing to wait for");
         hello.run(1).await;
         hello
@@ -183,6 +186,34 @@ async fn no_request_fails_while_revisions_replace_each_other() {
     let health = hello.agent.health();
     hello.agent.shutdown(false).await;
     assert!(health.live().is_err() && health.ready().is_err());
+}
+
+#[test]
+fn a_host_that_starts_again_is_ready_once_it_runs_what_it_had() {
+    use tokio::runtime::Builder;
+    let threads = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (broker, dir) = threads.block_on(async {
+        let broker = Broker::start(broker::Config { listen: "127.0.0.1:0".parse().unwrap(), token: None }).unwrap();
+        let Hello { agent, dir, .. } = Hello::start(&broker).await;
+        agent.shutdown(false).await;
+        (broker, dir)
+    });
+    let start = async || Agent::start(config(dir.path()), connect(&broker).await).await.unwrap();
+    // In one thread: what it begins does not go on before it is asked.
+    let thread = Builder::new_current_thread().enable_all().build().unwrap();
+    let ready = thread.block_on(async { start().await.health().ready() });
+    assert_eq!(ready.unwrap_err(), "1 of 1 components are being started");
+    drop(thread);
+    threads.block_on(async {
+        let agent = start().await;
+        let end = Instant::now() + Duration::from_secs(60);
+        while agent.health().ready().is_err() {
+            assert!(Instant::now() < end, "it is never ready");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(agent.parts.running.actor_named("hello", "hello").is_some());
+        agent.shutdown(false).await;
+    });
 }
 
 const ROUTED: &str = "lattice_ingress_requests_total{app=\"hello\",actor=\"hello\",code=\"2xx\"}";
