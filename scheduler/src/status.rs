@@ -6,6 +6,7 @@ use proto::app::{Component, HostId, Kind, Link, Name, Scaler};
 use proto::starting::{self, STARTING_MAX};
 use proto::v1 as pb;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 /// Everything a status is computed from.
@@ -282,6 +283,13 @@ impl View<'_> {
             generation: record.generation,
             ..host_load(record, seen)
         })
+    }
+
+    /// Hosts that are not heard as they should be, and not lost yet.
+    pub fn suspects(&self) -> BTreeSet<HostId> {
+        let is_suspect = |id: &HostId| self.silence_ms(id) >= self.timers.suspect_ms;
+        let hosts = self.state.hosts.iter().filter(|(_, record)| !record.lost);
+        hosts.map(|(id, _)| id).filter(|id| is_suspect(id)).cloned().collect()
     }
 
     /// Since a host's last heartbeat, or since this scheduler took office where it has heard none.

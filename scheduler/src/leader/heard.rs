@@ -118,9 +118,7 @@ impl Leader {
     ) -> Option<Effect> {
         let error = match result {
             Ok(answer) if answer.accepted => {
-                if let Some(seen) = self.observed.hosts.get_mut(&id) {
-                    (seen.generation, seen.term) = (generation, answer.term);
-                }
+                self.observed.stored(&id, answer.term, generation);
                 self.refused.remove(&id);
                 self.calls.settle(id, Call::Assign, true, now.ms);
                 return None;

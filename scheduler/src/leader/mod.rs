@@ -16,7 +16,7 @@ mod tests;
 pub use heard::Answer;
 pub use notice::{Notice, Warning};
 
-use crate::lease::{Basis, Leases};
+use crate::lease::{self, Leases};
 use crate::plan::{self, Config as Timers, Heard, Observed, Plan, Unplaced};
 use crate::state::State;
 use crate::status::View;
@@ -25,7 +25,7 @@ use proto::app::HostId;
 use proto::fault::{Fault, built_in};
 use proto::v1 as pb;
 use proto::v1::command::What;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How often the loop looks when nothing happens.
 pub const TICK_MS: u64 = 500;
@@ -108,12 +108,27 @@ pub struct Leader {
     brake: bool,
     leases: Leases,
     /// A quorum is being asked, in that term, for leases for these heartbeats.
-    asking: Option<(u64, Vec<Basis>)>,
+    asking: Option<(u64, Vec<lease::Basis>)>,
     /// Why each host did not take its assignment.
     refused: BTreeMap<HostId, String>,
     /// App -> its revision and state as last announced.
     announced: BTreeMap<String, (u64, String)>,
     sent: sent::Sent,
+    /// What the plan under way is for, if it is of all apps.
+    planned: Option<Basis>,
+    /// For which there was nothing to do. As long as it stays nothing is planned but what moves by time alone.
+    rests: Option<Basis>,
+}
+
+/// What a plan of all apps, and what is told of them, depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Basis {
+    /// The log index of the state.
+    applied: u64,
+    /// Of what hosts said.
+    changes: u64,
+    /// Hosts that are not heard as they should be.
+    suspects: BTreeSet<HostId>,
 }
 
 impl Leader {
@@ -133,6 +148,8 @@ impl Leader {
             refused: BTreeMap::new(),
             announced: BTreeMap::new(),
             sent: sent::Sent::default(),
+            planned: None,
+            rests: None,
         }
     }
 
@@ -164,9 +181,22 @@ impl Leader {
         if leads.is_some() && !goes_on {
             self.observed.since_ms = now.ms;
             self.leases.clear();
+            self.rests = None;
         }
         self.office = leads;
-        leads.map(|_| plan::plan(now.state, &self.observed, now.ms, &self.timers))
+        leads?;
+        let basis = self.basis(now);
+        if self.rests.as_ref() == Some(&basis) {
+            self.planned = None;
+            return Some(plan::by_time(now.state, &self.observed, now.ms, &self.timers));
+        }
+        (self.planned, self.rests) = (Some(basis), None);
+        Some(plan::plan(now.state, &self.observed, now.ms, &self.timers))
+    }
+
+    fn basis(&self, now: &Now<'_>) -> Basis {
+        let view = self.view(now.state, now.ms);
+        Basis { applied: now.state.applied, changes: self.observed.changes, suspects: view.suspects() }
     }
 
     /// Forgets what is over, so that nothing invented on the bus stays.
@@ -180,7 +210,8 @@ impl Leader {
     /// Goes on with the plan that this round began with.
     pub fn carry_out(&mut self, now: &Now<'_>, mut plan: Plan) -> Vec<Effect> {
         self.leases.again(now.state, &mut plan);
-        if plan.lost.is_empty() && plan.returned.is_empty() {
+        let planned = self.planned.take();
+        if plan.lost.is_empty() && plan.returned.is_empty() && planned.is_some() {
             self.unplaced = std::mem::take(&mut plan.unplaced);
         }
         self.brake = plan.brake;
@@ -189,8 +220,13 @@ impl Leader {
         let (lost, returned) = (plan.lost.clone(), plan.returned.clone());
         let commands = if leads { commands(plan) } else { Vec::new() };
         if commands.is_empty() {
-            return self.finish(now);
+            let of_all = planned.is_some();
+            if leads && of_all {
+                self.rests = planned;
+            }
+            return self.finish(now, of_all);
         }
+        self.rests = None;
         self.leases.proposes(&lost);
         self.waits_for = Some(Proposed::Plan { lost, returned });
         vec![Effect::Propose(commands)]
@@ -207,7 +243,7 @@ impl Leader {
                     }
                     Err(error) => vec![Effect::Warn(Warning { what: "plan not committed", host: None, error })],
                 };
-                effects.extend(self.finish(now));
+                effects.extend(self.finish(now, true));
                 effects
             }
             Some(Proposed::Host { name, is_new }) => notice::registered(name, is_new, result),
@@ -216,15 +252,17 @@ impl Leader {
     }
 
     /// The end of a round: assignments, leases, and what people are told. Whoever was deposed while its proposal was on the
-    /// way leaves that to the next leader.
-    fn finish(&mut self, now: &Now<'_>) -> Vec<Effect> {
+    /// way leaves that to the next leader. `of_all`: of all apps, not only of what moved by time.
+    fn finish(&mut self, now: &Now<'_>, of_all: bool) -> Vec<Effect> {
         if now.leads_in().is_none() || now.leads_in() != self.office {
             return Vec::new();
         }
         let mut effects = self.dispatch(now);
         effects.extend(self.lease(now));
         effects.extend(self.tell_brake());
-        effects.extend(self.announce(now));
+        if of_all {
+            effects.extend(self.announce(now));
+        }
         effects
     }
 
@@ -284,7 +322,7 @@ impl Leader {
         effects
     }
 
-    fn grant(&mut self, now: &Now<'_>, due: Vec<Basis>) -> Vec<Effect> {
+    fn grant(&mut self, now: &Now<'_>, due: Vec<lease::Basis>) -> Vec<Effect> {
         let grants = self.leases.grant(now.state, &self.observed, due, self.timers.lost_ms);
         grants.into_iter().map(|(host, lease)| Effect::Lease(host, lease)).collect()
     }

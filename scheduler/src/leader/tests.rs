@@ -126,6 +126,38 @@ fn an_assignment_goes_out_until_it_is_confirmed() {
 }
 
 #[test]
+fn all_apps_are_planned_again_only_when_something_changed() {
+    let mut lab = Lab::new(2);
+    let plans_all = |lab: &mut Lab| {
+        let plan = lab.lead(Leader::plan).unwrap();
+        let all = lab.leader.planned.is_some();
+        assert_eq!(lab.lead(|leader, now| leader.carry_out(now, plan)), []);
+        all
+    };
+    for (n, generation) in [(1, 5), (2, 5)] {
+        lab.beat(n, 1, generation);
+    }
+    assert!(plans_all(&mut lab));
+    assert!(!plans_all(&mut lab), "nothing happened");
+    lab.ms = 2_000;
+    assert_eq!(lab.beat(1, 2, 5), [Effect::Heard(Heard::Same)]);
+    assert!(!plans_all(&mut lab), "it lives, as before");
+    lab.state.applied += 1;
+    assert!(plans_all(&mut lab) && !plans_all(&mut lab), "the state moved");
+    lab.lead(|leader, _| leader.observed.stored(&id(1), 4, 5));
+    assert!(plans_all(&mut lab) && !plans_all(&mut lab), "it stored another one");
+    lab.ms = 6_000;
+    assert!(plans_all(&mut lab) && !plans_all(&mut lab), "one is suspect");
+    lab.term += 1;
+    assert!(plans_all(&mut lab) && !plans_all(&mut lab), "it took office anew");
+    lab.ms = 11_000;
+    assert!(plans_all(&mut lab), "the other one is suspect, too");
+    let later = beat(1, 3, 4);
+    assert!(lab.lead(|leader, now| leader.beat(now, &id(1), &later)).contains(&Effect::Look), "it lost what it had");
+    assert!(lab.lead(Leader::plan).is_some() && lab.leader.planned.is_some());
+}
+
+#[test]
 fn a_silent_host_is_proposed_to_be_lost_and_nothing_happens_until_that_is_known() {
     let mut lab = Lab::new(1);
     lab.beat(1, 1, 5);

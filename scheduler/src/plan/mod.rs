@@ -68,8 +68,7 @@ pub struct Unplaced {
 
 /// Compares what is desired with what is placed and heard. `now_ms` is the same monotonic clock as in `observed`.
 pub fn plan(state: &State, observed: &Observed, now_ms: u64, config: &Config) -> Plan {
-    let mut plan = Plan { based_on: state.plan_base, ..Plan::default() };
-    leases(state, observed, now_ms, config, &mut plan);
+    let mut plan = by_time(state, observed, now_ms, config);
     if !plan.lost.is_empty() || !plan.returned.is_empty() {
         // Their commands move the base: the rest is planned on what comes of them.
         return plan;
@@ -83,6 +82,13 @@ pub fn plan(state: &State, observed: &Observed, now_ms: u64, config: &Config) ->
             break;
         }
     }
+    plan
+}
+
+/// The part of a plan that moves by time alone: which hosts are lost, have returned, are forgotten.
+pub fn by_time(state: &State, observed: &Observed, now_ms: u64, config: &Config) -> Plan {
+    let mut plan = Plan { based_on: state.plan_base, ..Plan::default() };
+    leases(state, observed, now_ms, config, &mut plan);
     plan
 }
 

@@ -20,6 +20,8 @@ pub struct Observed {
     pub hosts: BTreeMap<HostId, Seen>,
     /// When this scheduler took office.
     pub since_ms: u64,
+    /// Counts whatever changed of what decides where something runs: while it stays, only time has passed.
+    pub changes: u64,
 }
 
 /// The latest of one host.
@@ -76,6 +78,46 @@ pub enum Heard {
     AskInventory,
 }
 
+impl Seen {
+    /// Takes a heartbeat that is newer than the latest.
+    fn take(&mut self, beat: &pb::Beat, now_ms: u64) -> Heard {
+        let leaving_changed = self.leaving != beat.leaving;
+        let confirmed_changed = (self.term, self.generation) != (beat.term, beat.generation);
+        self.at_ms = now_ms;
+        self.seq = beat.seq;
+        self.term = beat.term;
+        self.generation = beat.generation;
+        self.dropped = beat.dropped;
+        self.leaving = beat.leaving;
+        self.starting = starting_of(&beat.starting);
+        if let Some(load) = &beat.load {
+            self.load = load_of(load);
+        }
+        if let Some(inventory) = &beat.inventory {
+            let changed = self.inventory_version != beat.inventory_version;
+            self.inventory_version = beat.inventory_version;
+            let running = running_of(inventory);
+            let changed = changed || running != self.running;
+            self.running = running;
+            self.told_generation = beat.generation;
+            return if changed || leaving_changed || confirmed_changed { Heard::Changed } else { Heard::Same };
+        }
+        if self.inventory_version == beat.inventory_version {
+            self.told_generation = beat.generation;
+        }
+        if leaving_changed {
+            // What it runs does not matter any more; that it ends must not wait for the answer.
+            Heard::Changed
+        } else if self.inventory_version != beat.inventory_version {
+            Heard::AskInventory
+        } else if confirmed_changed {
+            Heard::Changed
+        } else {
+            Heard::Same
+        }
+    }
+}
+
 impl Observed {
     /// Takes one heartbeat.
     pub fn beat(&mut self, host: &HostId, beat: &pb::Beat, now_ms: u64) -> Heard {
@@ -90,40 +132,20 @@ impl Observed {
                 return Heard::Stale;
             }
             *seen = Seen { boot: beat.boot.clone(), ..Seen::default() };
+            self.changes += 1;
         }
-        let leaving_changed = seen.leaving != beat.leaving;
-        let confirmed_changed = (seen.term, seen.generation) != (beat.term, beat.generation);
-        seen.at_ms = now_ms;
-        seen.seq = beat.seq;
-        seen.term = beat.term;
-        seen.generation = beat.generation;
-        seen.dropped = beat.dropped;
-        seen.leaving = beat.leaving;
-        seen.starting = starting_of(&beat.starting);
-        if let Some(load) = &beat.load {
-            seen.load = load_of(load);
-        }
-        if let Some(inventory) = &beat.inventory {
-            let changed = seen.inventory_version != beat.inventory_version;
-            seen.inventory_version = beat.inventory_version;
-            let running = running_of(inventory);
-            let changed = changed || running != seen.running;
-            seen.running = running;
-            seen.told_generation = beat.generation;
-            return if changed || leaving_changed || confirmed_changed { Heard::Changed } else { Heard::Same };
-        }
-        if seen.inventory_version == beat.inventory_version {
-            seen.told_generation = beat.generation;
-        }
-        if leaving_changed {
-            // What it runs does not matter any more; that it ends must not wait for the answer.
-            Heard::Changed
-        } else if seen.inventory_version != beat.inventory_version {
-            Heard::AskInventory
-        } else if confirmed_changed {
-            Heard::Changed
-        } else {
-            Heard::Same
+        let stored = |seen: &Seen| (seen.term, seen.generation, seen.told_generation);
+        let before = stored(seen);
+        let heard = seen.take(beat, now_ms);
+        self.changes += u64::from(heard == Heard::Changed || stored(seen) != before);
+        heard
+    }
+
+    /// Takes that a host has stored an assignment.
+    pub fn stored(&mut self, host: &HostId, term: u64, generation: u64) {
+        if let Some(seen) = self.hosts.get_mut(host) {
+            self.changes += u64::from((seen.term, seen.generation) != (term, generation));
+            (seen.term, seen.generation) = (term, generation);
         }
     }
 
@@ -146,6 +168,7 @@ impl Observed {
                     generation: hello.generation,
                     ..Seen::default()
                 };
+                self.changes += 1;
             }
         }
         true
@@ -153,7 +176,9 @@ impl Observed {
 
     /// Forgets what greeted and did not become a host: `is_host` knows those that are.
     pub fn prune(&mut self, is_host: impl Fn(&HostId) -> bool, now_ms: u64, after_ms: u64) {
+        let before = self.hosts.len();
         self.hosts.retain(|host, seen| is_host(host) || now_ms.saturating_sub(seen.at_ms) < after_ms);
+        self.changes += u64::from(self.hosts.len() != before);
     }
 
     /// What `host` runs of one component.
