@@ -247,7 +247,7 @@ pub(crate) async fn until_gone(client: &Client, apps: &[String], timeout: Durati
     let mut watcher = client.watch("", false);
     let end = tokio::time::sleep(timeout);
     tokio::pin!(end);
-    let outcome = loop {
+    loop {
         if left.is_empty() {
             break Ok(());
         }
@@ -276,8 +276,7 @@ pub(crate) async fn until_gone(client: &Client, apps: &[String], timeout: Durati
                 "no longer following; {names} is being deleted all the same"
             ))),
         }
-    };
-    outcome
+    }
 }
 
 #[cfg(test)]

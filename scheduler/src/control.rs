@@ -113,7 +113,7 @@ impl Shared {
 
 /// What comes back to the loop.
 enum Back {
-    Answer(HostId, Answer),
+    Answer(HostId, Box<Answer>),
     /// A quorum said that this scheduler leads, or did not.
     Confirmed(bool),
 }
@@ -201,7 +201,7 @@ impl Control {
 
     async fn back(&mut self, message: Back) {
         let effects = self.shared.lead(|leader, now| match message {
-            Back::Answer(host, answer) => leader.answered(now, host, answer),
+            Back::Answer(host, answer) => leader.answered(now, host, *answer),
             Back::Confirmed(confirmed) => leader.confirmed(now, confirmed),
         });
         self.carry_out(effects).await;
@@ -270,7 +270,7 @@ impl Control {
                 Ok(reply) => pb::Assigned::decode(&reply.payload[..]).map_err(|e| e.to_string()),
                 Err(error) => Err(error.to_string()),
             };
-            let _ = back.send(Back::Answer(host, Answer::Assigned(assignment.generation, result))).await;
+            let _ = back.send(Back::Answer(host, Box::new(Answer::Assigned(assignment.generation, result)))).await;
         });
     }
 
@@ -280,7 +280,7 @@ impl Control {
         let (bus, back) = (self.shared.bus.clone(), self.back.clone());
         tokio::spawn(async move {
             let answer = read(ask(&bus, &host, &question).await);
-            let _ = back.send(Back::Answer(host, answer)).await;
+            let _ = back.send(Back::Answer(host, Box::new(answer))).await;
         });
     }
 

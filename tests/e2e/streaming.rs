@@ -58,7 +58,7 @@ fn bodies_stream_from_one_host_to_another(broker: Broker) {
     lattice.until_spread("far", "a", &[("b", 2)], SOON);
     let [a, b] = ["a", "b"].map(|host| lattice.ingress(host));
 
-    let body: Vec<u8> = (0..LARGE).map(|n| (n / 7 % 251) as u8).collect();
+    let body: Vec<u8> = (0..LARGE).map(|n| u8::try_from(n / 7 % 251).expect("less than 256")).collect();
     let target = format!("/body?bytes={}", 2 * LARGE);
     let mut took = Vec::new();
     for at in [b, a] {

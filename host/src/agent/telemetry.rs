@@ -231,7 +231,8 @@ impl Scrape {
     }
 
     fn actors(&self, page: &mut Page<'_>) -> fmt::Result {
-        let (mut placed, mut run): (Vec<(Key, f64)>, Vec<(Key, Told)>) = Default::default();
+        let mut placed: Vec<(Key, f64)> = Vec::new();
+        let mut run: Vec<(Key, Told)> = Vec::new();
         self.parts.running.each(|app, component, have, what| {
             let What::Actor(actor) = what else { return };
             let (key, told) = ((app.clone(), component.clone()), Told::of(actor));

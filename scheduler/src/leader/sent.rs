@@ -5,7 +5,7 @@ use proto::v1 as pb;
 
 #[cfg(not(feature = "seeded-faults"))]
 #[derive(Default)]
-pub(super) struct Sent;
+pub(super) struct Sent {}
 
 #[cfg(not(feature = "seeded-faults"))]
 impl Sent {
