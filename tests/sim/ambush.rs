@@ -1,7 +1,7 @@
 //! What goes wrong in one moment that chance alone hardly meets: a host is cut off, and reached again just when its leader
-//! has proposed that it is lost; what the others answer does not arrive at once, or not what they say of what they stored; and then the leader falls, before it hears
-//! what became of its proposal. Whoever leads next takes that host for lost at once. If the host got a lease meanwhile it is
-//! often cut off again: for as long as that lasts, nobody can tell it to stop.
+//! has proposed that it is lost; what the others answer does not arrive at once, or not what they say of what they stored;
+//! and then the leader falls, before it hears what became of its proposal. Whoever leads next takes that host for lost at
+//! once. If the host got a lease meanwhile it is often cut off again: for as long as that lasts, nobody can tell it to stop.
 
 use crate::ctx::{Node, Timer, Undo};
 use crate::world::World;

@@ -93,17 +93,10 @@ impl Process {
 
     /// Scheduler `id` is about to be removed: the others must be able to agree on anything without it.
     fn look_at_removal(&self, ctx: &mut Ctx, id: u64) {
-        let voters = self.status(|s| s.members.voters.clone());
-        let others: Vec<u64> = voters.iter().copied().filter(|other| *other != id).collect();
-        let here = |other: &&u64| {
-            let seat = ctx.seat_of(**other);
-            seat.is_some_and(|seat| {
-                seat == self.number || ctx.up[seat] && ctx.net.reaches(self.me(), Node::Member(seat))
-            })
-        };
-        let reached = others.iter().filter(here).count();
-        if voters.contains(&id) && reached * 2 <= others.len() {
-            let of = others.len();
+        let (voters, reached) = self.status(|s| (s.members.voters.clone(), self.reached(ctx, s)));
+        let of = voters.iter().filter(|other| **other != id).count();
+        let reached = voters.iter().filter(|other| **other != id && reached.contains(other)).count();
+        if voters.contains(&id) && reached * 2 <= of {
             ctx.fail(format!("scheduler {id} is removed though {reached} of {of} others that vote are reached"));
         }
     }

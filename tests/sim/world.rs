@@ -157,7 +157,7 @@ impl World {
         if !seat.up() || seat.boot == boot_before {
             return;
         }
-        let id = self.seats[number].id;
+        let id = seat.id;
         let others = self.seats.iter().filter(|seat| seat.number != number);
         others.filter_map(|seat| seat.process.as_ref()).for_each(|process| process.handle.unreachable(id));
     }
