@@ -24,6 +24,8 @@ pub struct Wanted {
 pub struct Have {
     pub revision: u64,
     pub replicas: u32,
+    /// As `Wanted::strict`. An app that was deleted and applied again may have the same component, not strict any more.
+    pub strict: bool,
 }
 
 /// What has to happen to one component.
@@ -143,6 +145,11 @@ fn known<'a>(
         .collect()
 }
 
+/// Whether what runs goes on, although it or what is wanted runs alone.
+fn may_stay(have: &Have, want: &Wanted) -> bool {
+    have.revision == want.revision || built_in(Fault::StrictOverlaps)
+}
+
 /// What has to happen, in key order. `busy` says which revision of a component is being brought up already, or failed
 /// and is not due again; `leased`, whether what is strict may run.
 pub fn actions(
@@ -160,7 +167,7 @@ pub fn actions(
     for (key, want) in wanted {
         match have.get(key) {
             None if want.strict && !leased => {}
-            Some(h) if want.strict && (!leased || h.revision != want.revision && !built_in(Fault::StrictOverlaps)) => {
+            Some(h) if (want.strict || h.strict) && !(leased && may_stay(h, want)) => {
                 actions.push(Action::Stop(key.clone()));
             }
             Some(h) if h.revision == want.revision => {
@@ -265,7 +272,9 @@ mod tests {
         let want = wanted(&assignment(1, 1, 2, &[("cart", 3), ("mail", 1)])).unwrap();
         let have = |list: &[(&str, u64, u32)]| -> BTreeMap<Key, Have> {
             list.iter()
-                .map(|(c, revision, replicas)| (key(c), Have { revision: *revision, replicas: *replicas }))
+                .map(|(c, revision, replicas)| {
+                    (key(c), Have { revision: *revision, replicas: *replicas, strict: false })
+                })
                 .collect()
         };
         let names = |have: &BTreeMap<Key, Have>, busy: &[(&str, u64)]| -> Vec<String> {
@@ -286,20 +295,29 @@ mod tests {
 
     #[test]
     fn what_is_strict_runs_under_a_lease_and_alone() {
-        let mut want = wanted(&assignment(1, 1, 2, &[("cart", 1)])).unwrap();
-        want.get_mut(&key("cart")).unwrap().strict = true;
-        let of = |revision: Option<u64>, leased| -> Vec<Action> {
-            let have = revision.map(|revision| (key("cart"), Have { revision, replicas: 1 })).into_iter().collect();
-            actions(&want, &have, &BTreeMap::new(), leased)
+        let base = wanted(&assignment(1, 1, 2, &[("cart", 1)])).unwrap();
+        // What is there: in which revision, and whether it is strict.
+        let of = |have: Option<(u64, bool)>, strict, leased| -> Vec<Action> {
+            let mut want = base.clone();
+            want.get_mut(&key("cart")).unwrap().strict = strict;
+            let have = have.map(|(revision, strict)| (key("cart"), Have { revision, replicas: 1, strict }));
+            actions(&want, &have.into_iter().collect(), &BTreeMap::new(), leased)
         };
-        let start = Action::Start(key("cart"), want[&key("cart")].clone());
-        let stop = Action::Stop(key("cart"));
-        assert_eq!(of(None, true), [start]);
-        assert_eq!(of(None, false), []);
-        assert_eq!(of(Some(2), true), []);
-        let stop = std::slice::from_ref(&stop);
-        assert_eq!(of(Some(2), false), stop);
-        assert_eq!(of(Some(1), true), stop, "the old one goes first");
-        assert_eq!(of(Some(1), false), stop);
+        let mut start = base[&key("cart")].clone();
+        assert_eq!(of(Some((1, false)), false, false), [Action::Start(key("cart"), start.clone())]);
+        start.strict = true;
+        assert_eq!(of(None, true, true), [Action::Start(key("cart"), start)]);
+        assert_eq!(of(None, true, false), []);
+        assert_eq!(of(Some((2, true)), true, true), []);
+        let stop = [Action::Stop(key("cart"))];
+        assert_eq!(of(Some((2, true)), true, false), stop);
+        assert_eq!(of(Some((1, true)), true, true), stop, "the old one goes first");
+        assert_eq!(of(Some((1, true)), true, false), stop);
+        assert_eq!(
+            of(Some((1, true)), false, true),
+            stop,
+            "it runs beside nothing, of another app of that name neither"
+        );
+        assert_eq!(of(Some((1, true)), false, false), stop);
     }
 }

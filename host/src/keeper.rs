@@ -16,15 +16,6 @@ const RETRY_MAX_MS: u64 = 60_000;
 /// Of an error, told so many characters.
 const ERROR_CHARS_MAX: usize = 2_000;
 
-/// What is up of one component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Up {
-    pub revision: u64,
-    pub replicas: u32,
-    /// It must be gone before the host says so.
-    pub strict: bool,
-}
-
 /// Why a component is not up.
 #[derive(Debug, Clone)]
 struct Failure {
@@ -50,7 +41,7 @@ pub enum Came {
 pub struct Keeper {
     stored: Option<pb::Assignment>,
     wanted: BTreeMap<Key, Wanted>,
-    up: BTreeMap<Key, Up>,
+    up: BTreeMap<Key, Have>,
     /// Being brought up, in which revision.
     starting: BTreeMap<Key, u64>,
     /// Of what is strict: stopped, and not gone yet, in which revision.
@@ -81,7 +72,7 @@ impl Keeper {
         &self.wanted
     }
 
-    pub fn up(&self) -> &BTreeMap<Key, Up> {
+    pub fn up(&self) -> &BTreeMap<Key, Have> {
         &self.up
     }
 
@@ -158,13 +149,11 @@ impl Keeper {
 
     /// Goes through all components: with thousands of them, not at each turn of the loop.
     fn compare(&mut self, now_ms: u64, leased: bool, all: &mut Vec<Action>) {
-        let have = |up: &Up| Have { revision: up.revision, replicas: up.replicas };
-        let have: BTreeMap<Key, Have> = self.up.iter().map(|(k, up)| (k.clone(), have(up))).collect();
         let mut busy = self.starting.clone();
         busy.extend(self.failed.iter().filter(|(_, f)| f.again_ms > now_ms).map(|(k, f)| (k.clone(), f.revision)));
         self.retry_ms = self.failed.values().map(|f| f.again_ms).filter(|at| *at > now_ms).min();
         self.waiting.clear();
-        for action in assignment::actions(&self.wanted, &have, &busy, leased) {
+        for action in assignment::actions(&self.wanted, &self.up, &busy, leased) {
             match action {
                 Action::Stop(key) => {
                     self.stop(&key);
@@ -223,14 +212,17 @@ impl Keeper {
 
     fn came_up(&mut self, key: &Key, started: &Wanted, leased: bool) -> Came {
         let Wanted { revision, replicas, strict, .. } = *started;
-        if !self.wanted.contains_key(key) || strict && !leased {
+        let wanted = self.wanted.get(key);
+        // What is strict would be stopped at once if another revision is wanted.
+        let stays = leased && wanted.is_some_and(|w| w.revision == revision);
+        if wanted.is_none() || strict && !stays {
             if strict {
                 self.parting.insert(key.clone(), revision);
             }
             return Came::Unwanted;
         }
         self.failed.remove(key);
-        if let Some(old) = self.up.insert(key.clone(), Up { revision, replicas, strict })
+        if let Some(old) = self.up.insert(key.clone(), Have { revision, replicas, strict })
             && old.strict
         {
             self.parting.insert(key.clone(), old.revision);
@@ -386,5 +378,29 @@ mod tests {
         // The lease ended meanwhile.
         assert_eq!(keeper.started(&key, &wanted, Ok(()), 0, false), Came::Unwanted);
         assert_eq!((keeper.has_strict(), keeper.parting().len()), (false, 1));
+    }
+
+    #[test]
+    fn what_is_strict_runs_beside_nothing_that_has_its_name() {
+        let mut keeper = Keeper::new();
+        let shop = |generation, revision, strict| assignment(generation, revision, &["a"], strict);
+        take(&mut keeper, shop(1, 1, true));
+        let (key, wanted) = starts(&keeper.due(0, true)).remove(0);
+        // The app was deleted and applied again, not strict, while that was on its way.
+        take(&mut keeper, shop(2, 2, false));
+        assert_eq!(keeper.due(0, true), []);
+        assert_eq!(keeper.started(&key, &wanted, Ok(()), 0, true), Came::Unwanted);
+        assert_eq!(keeper.due(0, true), [], "it is not gone yet");
+        keeper.parted(Some(&key));
+        let (key, wanted) = starts(&keeper.due(0, false)).remove(0);
+        assert_eq!((wanted.revision, keeper.started(&key, &wanted, Ok(()), 0, false)), (2, Came::Up));
+        // And while it ran, and the lease ended.
+        take(&mut keeper, shop(3, 3, true));
+        assert_eq!(keeper.due(0, true), [Action::Stop(key.clone())], "what is not strict goes too");
+        let (key, wanted) = starts(&keeper.due(0, true)).remove(0);
+        assert_eq!(keeper.started(&key, &wanted, Ok(()), 0, true), Came::Up);
+        take(&mut keeper, shop(4, 4, false));
+        assert_eq!(keeper.due(0, false), [Action::Stop(key.clone())]);
+        assert_eq!(keeper.parting().get(&key), Some(&3));
     }
 }

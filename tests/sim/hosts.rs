@@ -377,13 +377,13 @@ impl Host {
     fn started(&mut self, ctx: &mut Ctx, key: Key, started: &Wanted, ok: bool) {
         let (now_ms, leased) = (ctx.host_ms(self.number), self.is_leased(ctx));
         let result = if ok { Ok(()) } else { Err("it fails".to_owned()) };
-        let runs = self.running.keeper.up().contains_key(&key);
+        let before = self.running.keeper.up().get(&key).copied();
         let came = self.running.keeper.started(&key, started, result, now_ms, leased);
         match came {
             Came::Up => {
-                if started.strict && runs {
+                if before.is_some_and(|before| before.strict || started.strict) {
                     let (number, app, component) = (self.number, &key.0, &key.1);
-                    ctx.fail(format!("h{number} runs two revisions of {app}/{component}, which is strict"));
+                    ctx.fail(format!("h{number} runs two revisions of {app}/{component}, one of them strict"));
                 }
                 self.running.tries.remove(&key);
                 self.running.apps.insert(key, started.app.clone());

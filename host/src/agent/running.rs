@@ -94,7 +94,7 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn put(&self, key: &Key, instance: &Instance) {
-        let have = Have { revision: instance.revision, replicas: instance.replicas };
+        let have = Have { revision: instance.revision, replicas: instance.replicas, strict: instance.strict };
         let entry = Entry { what: instance.what.clone(), have };
         let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
         all.entry(key.0.clone()).or_default().insert(key.1.clone(), entry);
