@@ -167,13 +167,14 @@ where
                 },
             }
         }
-        // What the server had sent before it saw the end is still answered.
-        let rest = async {
+        // What the server had sent before it saw the end is still answered. Boxed: thousands of these wait for their first
+        // call, in as much memory as the largest of their states takes.
+        let rest = Box::pin(async {
             feed.drain().await;
             while let Some(message) = feed.next().await {
                 self.accept(message).await;
             }
-        };
+        });
         if timeout(UNSUBSCRIBE_WAIT, rest).await.is_err() {
             debug!("bus is down: unsubscribed without its word");
         }
@@ -196,7 +197,7 @@ where
         if opening.size.is_some_and(|size| size > CALL_BYTES_MAX) {
             drops.count(Reason::Oversized);
             let text = format!("the request is above the limit of {CALL_BYTES_MAX} bytes: send less at a time");
-            return self.refuse(reply_to, TOO_LARGE, text).await;
+            return Box::pin(self.refuse(reply_to, TOO_LARGE, text)).await;
         }
         let job = Job { deadline: Instant::now() + opening.left, opening, message, reply_to };
         if let Ok(slot) = Arc::clone(&self.running).try_acquire_owned() {
@@ -218,7 +219,7 @@ where
         } else {
             drops.count(Reason::Overflow);
             let text = format!("{} is at its bound of calls: retry a little later", job.message.subject);
-            self.refuse(job.reply_to, OVERLOADED, text).await;
+            Box::pin(self.refuse(job.reply_to, OVERLOADED, text)).await;
         }
     }
 

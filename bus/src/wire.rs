@@ -152,7 +152,8 @@ impl Feed {
             if self.is_draining || self.wire.closing.is_cancelled() {
                 return None;
             }
-            self.move_on().await?;
+            // Boxed: it is large, and rare.
+            Box::pin(self.move_on()).await?;
         }
     }
 

@@ -396,8 +396,9 @@ mod tests {
         assert_eq!((wanted.revision, keeper.started(&key, &wanted, Ok(()), 0, false)), (2, Came::Up));
         // And while it ran, and the lease ended.
         take(&mut keeper, shop(3, 3, true));
-        assert_eq!(keeper.due(0, true), [Action::Stop(key.clone())], "what is not strict goes too");
-        let (key, wanted) = starts(&keeper.due(0, true)).remove(0);
+        let due = keeper.due(0, true);
+        assert_eq!(due[0], Action::Stop(key.clone()), "what is not strict goes first too");
+        let (key, wanted) = starts(&due).remove(0);
         assert_eq!(keeper.started(&key, &wanted, Ok(()), 0, true), Came::Up);
         take(&mut keeper, shop(4, 4, false));
         assert_eq!(keeper.due(0, false), [Action::Stop(key.clone())]);

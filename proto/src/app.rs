@@ -144,8 +144,9 @@ pub struct App {
     pub labels: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// Actors and providers share one namespace.
-    pub components: BTreeMap<Name, Component>,
+    /// Actors and providers share one namespace. Boxed, since a node of the map has room for eleven, most apps have one or
+    /// two components, and a host may run thousands of apps.
+    pub components: BTreeMap<Name, Box<Component>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<Link>,
 }
@@ -418,10 +419,30 @@ impl App {
             Kind::Provider(_) => None,
         }
     }
+
+    /// Its actors, by name.
+    pub fn actors(&self) -> impl Iterator<Item = (&Name, &Actor)> {
+        self.components.iter().filter_map(|(name, component)| match &component.kind {
+            Kind::Actor(actor) => Some((name, actor)),
+            Kind::Provider(_) => None,
+        })
+    }
+
+    /// The components that it names, as far as they were found.
+    pub fn digests(&self) -> impl Iterator<Item = &Digest> {
+        self.actors().filter_map(|(_, actor)| actor.digest.as_ref())
+    }
+
+    /// Its routes, each with the actor that serves it.
+    pub fn routes(&self) -> impl Iterator<Item = (&Name, &Actor, &IngressRoute)> {
+        self.actors().flat_map(|(name, actor)| actor.ingress.iter().map(move |route| (name, actor, route)))
+    }
+
     /// The form that the log and the hosts get.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("an App has string keys only")
     }
+
     pub fn from_json(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
     }

@@ -4,7 +4,7 @@
 use crate::artifact::{self, Artifacts};
 use bus::{Bus, Headers};
 use prost::Message;
-use proto::app::{ARTIFACT_BYTES_MAX, Digest, Kind};
+use proto::app::{ARTIFACT_BYTES_MAX, Digest};
 use proto::v1 as pb;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,12 +25,7 @@ pub(crate) enum Error {
 /// Every component that some revision names.
 pub(crate) fn named(state: &crate::state::State) -> BTreeSet<Digest> {
     let revisions = state.apps.values().flat_map(|app| app.revisions.values());
-    let components = revisions.flat_map(|revision| revision.spec.components.values());
-    let digest = |component: &proto::app::Component| match &component.kind {
-        Kind::Actor(actor) => actor.digest.clone(),
-        Kind::Provider(_) => None,
-    };
-    components.filter_map(digest).collect()
+    revisions.flat_map(|revision| revision.spec.digests()).cloned().collect()
 }
 
 /// Makes sure that `digest` is in the store.

@@ -134,7 +134,7 @@ mod tests {
             name: app.clone(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
-            components: [(name.clone(), component)].into(),
+            components: [(name.clone(), Box::new(component))].into(),
             links: Vec::new(),
         };
         let mut state = State::default();

@@ -87,10 +87,7 @@ impl View<'_> {
     /// An ingress that does not know the app's routes yet: who is told that it runs may ask there at once. Hosts that are
     /// silent are not waited for, nor is what others changed since.
     fn unrouted(&self, app: &AppState) -> Option<String> {
-        let is_routed = |c: &Component| matches!(&c.kind, Kind::Actor(actor) if !actor.ingress.is_empty());
-        if !app.spec().components.values().any(is_routed) {
-            return None;
-        }
+        app.spec().routes().next()?;
         self.state.hosts.iter().filter(|(_, record)| !record.lost && !record.hello.ingress.is_empty()).find_map(
             |(id, record)| {
                 let seen = self.observed.hosts.get(id)?;
@@ -166,15 +163,11 @@ impl View<'_> {
             .map(|h| (if h.hello.ingress_tls { "https" } else { "http" }, reachable(&h.hello)))
             .collect();
         let mut urls = Vec::new();
-        for component in app.spec().components.values() {
-            let Kind::Actor(actor) = &component.kind else { continue };
-            for route in &actor.ingress {
-                for (scheme, ingress) in ingresses.iter().take(8) {
-                    let port = ingress.rsplit(':').next().unwrap_or_default();
-                    let host =
-                        if route.host.is_empty() { ingress.to_string() } else { format!("{}:{port}", route.host) };
-                    urls.push(format!("{scheme}://{host}{}", route.path));
-                }
+        for (_, _, route) in app.spec().routes() {
+            for (scheme, ingress) in ingresses.iter().take(8) {
+                let port = ingress.rsplit(':').next().unwrap_or_default();
+                let host = if route.host.is_empty() { ingress.to_string() } else { format!("{}:{port}", route.host) };
+                urls.push(format!("{scheme}://{host}{}", route.path));
             }
         }
         urls

@@ -173,7 +173,7 @@ impl Lab {
             name: name.parse().with_context(|| format!("the name {name:?}"))?,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
-            components: [("web".parse().context("a name")?, component)].into(),
+            components: [("web".parse().context("a name")?, Box::new(component))].into(),
             links: Vec::new(),
         };
         self.command(What::ApplyApp(pb::ApplyApp { spec: app.to_json(), if_version: 0 }))

@@ -251,7 +251,7 @@ fn draw_app(ctx: &mut Ctx, number: usize) -> App {
             continue;
         }
         let name: Name = component.parse().expect("a name");
-        components.insert(name, draw_component(ctx, number, component));
+        components.insert(name, Box::new(draw_component(ctx, number, component)));
     }
     let name = APPS[number].parse().expect("a name");
     App { name, labels: BTreeMap::new(), annotations: BTreeMap::new(), components, links: Vec::new() }

@@ -282,7 +282,7 @@ fn told(entry: &pb::Entry, outcomes: &[pb::Outcome]) -> String {
 
 /// What an app asks for, in a line.
 pub(crate) fn scalers(app: &App) -> String {
-    let one = |(name, c): (&Name, &proto::app::Component)| {
+    let one = |name: &Name, c: &proto::app::Component| {
         let (kind, n, spread) = match &c.scaler {
             proto::app::Scaler::Spread { replicas, spread } => ("", replicas, spread),
             proto::app::Scaler::Daemon { replicas, spread } => ("daemon ", replicas, spread),
@@ -290,5 +290,5 @@ pub(crate) fn scalers(app: &App) -> String {
         let shares: Vec<String> = spread.iter().map(|s| format!("{:?}:{}", s.requirements, s.weight)).collect();
         format!("{name}={kind}{n}{}{:?}", shares.join(","), c.config)
     };
-    app.components.iter().map(one).collect::<Vec<_>>().join(" ")
+    app.components.iter().map(|(name, c)| one(name, c)).collect::<Vec<_>>().join(" ")
 }

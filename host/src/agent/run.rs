@@ -13,7 +13,6 @@ use crate::assignment::{Action, Key, Verdict, Wanted};
 use crate::beats::Now;
 use crate::ingress::{Ingress, Routes};
 use crate::keeper::{Came, Keeper};
-use proto::app::Kind;
 use proto::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -358,12 +357,7 @@ impl Loop {
                 }
             });
         }
-        let named =
-            self.keeper.wanted().values().flat_map(|w| w.app.components.values()).filter_map(|c| match &c.kind {
-                Kind::Actor(a) => a.digest.clone(),
-                Kind::Provider(_) => None,
-            });
-        let named: BTreeSet<_> = named.collect();
+        let named: BTreeSet<_> = self.keeper.wanted().values().flat_map(|w| w.app.digests()).cloned().collect();
         let (bytes, max) = self.parts.artifacts.bytes();
         let held: Vec<_> = self.parts.artifacts.list().into_iter().map(|(digest, _)| digest).collect();
         for digest in self.unused.may_go(&held, &named, bytes * 2 >= max, Instant::now()) {

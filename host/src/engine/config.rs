@@ -30,10 +30,6 @@ pub struct Config {
     pub compiler: Option<Compiler>,
 }
 
-/// Epoch ticks come this often while a guest runs, and this often while none does. At a tick a guest that computes is
-/// looked at: whether it has used up its turn, or all of its time.
-pub(super) const TICK_MS: u64 = 1;
-pub(super) const TICK_IDLE_MS: u64 = 10;
 /// Ticks after which one that computes for long gives way to others that do.
 pub(super) const BACK_TURN_TICKS: u64 = 5;
 /// Of one call in the guest, all its frames; the engine has one bound for all actors.

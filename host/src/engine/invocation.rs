@@ -2,6 +2,7 @@
 //! waits; for how long it may run; and how it ends.
 
 use super::batch::Batch;
+use super::clock::Running;
 use super::gate::{Closed, Entry, Gate, Permit};
 use super::idle::Warm;
 use super::lane::{Habit, Laned, Spent, Work};
@@ -16,7 +17,7 @@ use crate::origin::Origin;
 use crate::spans::{self, Kind, Span};
 use proto::policy::Policy;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
@@ -59,23 +60,7 @@ pub(super) struct Run {
     served: u32,
     slot: Slot,
     _permit: Permit,
-    _running: Counted,
-}
-
-/// One of the instances that run now: while there are any, the clock ticks faster.
-struct Counted(Arc<AtomicU32>);
-
-impl Counted {
-    fn new(running: &Arc<AtomicU32>) -> Self {
-        running.fetch_add(1, Ordering::Relaxed);
-        Self(running.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    _running: Running,
 }
 
 /// What is known of a run by whoever waits for it.
@@ -154,7 +139,7 @@ impl Shared {
         };
         store.data_mut().renew(deadline);
         store.set_epoch_deadline(1);
-        let running = Counted::new(&engine.running);
+        let running = engine.clock.enter();
         Ok((Run { store, deadline, served, slot, _permit: permit, _running: running }, Some(proxy)))
     }
 
@@ -194,7 +179,7 @@ impl Shared {
         store.set_max_component_handles(COMPONENT_HANDLES_MAX);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| on_tick(store.data()));
-        let running = Counted::new(&engine.running);
+        let running = engine.clock.enter();
         Ok(Run { store, deadline, served: 0, slot, _permit: permit, _running: running })
     }
 

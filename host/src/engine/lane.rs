@@ -5,7 +5,7 @@
 //!
 //! Must never keep a guest from its deadline: that is watched by the task that asked, on the serving threads.
 
-use super::config::TICK_MS;
+use super::clock::TICK_MS;
 use crate::call::CallError;
 use std::cell::Cell;
 use std::pin::Pin;
@@ -72,9 +72,6 @@ fn yield_to_all() {
         }
     }
 }
-
-/// Ticks of the epochs' clock, of all engines.
-pub(super) static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// Turns shorter than this are counted by the time on the wall. Asking for a thread's processor time is a system call, so a
 /// thread asks at most as often, not at each of its thousands of short turns.

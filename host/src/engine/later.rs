@@ -6,14 +6,14 @@
 //! it runs beside others.
 
 use super::cache::Cache;
+use super::clock::Clock;
 use super::invocation::{Run, Shared};
 use super::state::State;
-use super::{Error, Size, config, kept, link_wasi, start, tick};
+use super::{Error, Size, config, kept, link_wasi, start};
 use crate::call::{Body, CallError};
 use crate::origin::Origin;
 use http::Request;
 use std::path::Path;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::oneshot;
 use wasmtime::component::{Accessor, Linker};
@@ -37,7 +37,7 @@ pub(super) struct Later {
 }
 
 impl Later {
-    pub(super) fn start(size: Size, cache_dir: &Path, running: Arc<AtomicU32>) -> Result<Self, Error> {
+    pub(super) fn start(size: Size, cache_dir: &Path, clock: &Arc<Clock>) -> Result<Self, Error> {
         let failed = |e: wasmtime::Error| Error::Start(format!("{e:#}"));
         let (engine, _) = start(size, config::Kind::Later)?;
         let cache = Cache::open(cache_dir, &engine)
@@ -46,7 +46,7 @@ impl Later {
         wasmtime_wasi::p3::add_to_linker(&mut wasi).map_err(failed)?;
         p3::add_to_linker(&mut wasi).map_err(failed)?;
         kept::bound_later(&mut wasi).map_err(failed)?;
-        tick(&engine, running, None).map_err(|e| Error::Start(e.to_string()))?;
+        clock.start(&engine, None).map_err(|e| Error::Start(e.to_string()))?;
         Ok(Self { engine, wasi, cache: Arc::new(cache) })
     }
 }

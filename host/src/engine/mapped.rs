@@ -4,7 +4,7 @@
 //! Unmapping must never end an invocation: those under way hold on to what they run.
 
 use super::state::{Env, State};
-use super::{Engine, Error, HANDLER, Inner, among, guard, lane, later};
+use super::{Engine, Error, HANDLER, Inner, among, clock, guard, later};
 use crate::engine::module::Module;
 use proto::app::Digest;
 use std::io;
@@ -66,7 +66,7 @@ impl Mapped {
             digest: module.digest.clone(),
             source,
             linked: RwLock::new(Some(linked)),
-            used: AtomicU64::new(lane::TICKS.load(Ordering::Relaxed)),
+            used: AtomicU64::new(clock::ticks()),
         };
         let mapped = Arc::new(mapped);
         engine.inner.mapped.add(&mapped);
@@ -75,7 +75,7 @@ impl Mapped {
 
     /// The code, mapped again if need be.
     pub(super) async fn get(self: &Arc<Self>, engine: &Engine, env: &Env) -> Result<Arc<Linked>, Error> {
-        self.used.store(lane::TICKS.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.used.store(clock::ticks(), Ordering::Relaxed);
         if let Some(linked) = self.now() {
             return Ok(linked);
         }

@@ -6,7 +6,7 @@
 //! and its invocations), `http`, `dynamic` and `batch` (the kinds of calls), `later` and `many` (WASI 0.3), `env` and
 //! `state` (what an actor and an instance carry), `kept` (what the host keeps for it), `limiter` and `slots` (its memory,
 //! and its right to be), `idle` (instances between requests), `granted`, `guard`, `wasi` and `outgoing` (what grants come
-//! to), `lane` (which threads), `glue` (capabilities), `gate` (the queue).
+//! to), `clock` (when a guest gives way), `lane` (which threads), `glue` (capabilities), `gate` (the queue).
 //!
 //! A trap, an endless loop or a memory bomb ends one invocation, with a named error. Nothing in here may panic on what
 //! a guest does, and nothing that a guest can grow is without a bound.
@@ -17,6 +17,7 @@ mod batch;
 mod body;
 mod cache;
 mod cgroup;
+mod clock;
 mod compile;
 mod config;
 mod dynamic;
@@ -58,7 +59,8 @@ pub(crate) use tests::from_wit;
 use crate::metrics::Count;
 use actor::HANDLER;
 use cache::Cache;
-use config::{Kind, Size, TICK_IDLE_MS, TICK_MS};
+use clock::Clock;
+use config::{Kind, Size};
 use idle::Idle;
 use lane::Lanes;
 use later::Later;
@@ -72,9 +74,9 @@ use state::State;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::Semaphore;
 use wasmtime::component::{Component, HasData, Linker, ResourceTable};
 use wasmtime_wasi_io::bindings::wasi::io as wasi_io;
@@ -84,8 +86,6 @@ const WASMTIME_VERSION: &str = "48.0.8";
 
 /// Components that are taken from the cache at once: all of a large one is read.
 const MAPS_MAX: usize = 4;
-/// How often instances are looked at that wait for a request.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a component can not be run here.
 #[derive(Debug, thiserror::Error)]
@@ -148,8 +148,7 @@ struct Inner {
     idle: Arc<Idle>,
     policy: Arc<Policy>,
     bus: BusAddresses,
-    /// Instances that run now.
-    running: Arc<AtomicU32>,
+    clock: Arc<Clock>,
     /// Numbers prepared actors.
     actors: AtomicU64,
     /// Numbers instances, for their logs.
@@ -175,9 +174,9 @@ impl Engine {
         let cache = Cache::open(&config.cache_dir, &engine)
             .map_err(|source| Error::Cache { dir: config.cache_dir.display().to_string(), source })?;
         let wasi = link_wasi(&engine).map_err(|e| Error::Start(format!("{e:#}")))?;
-        let running = Arc::<AtomicU32>::default();
+        let clock = Arc::<Clock>::default();
         let idle = Arc::new(Idle::new(usize::try_from(size.instances / 2).unwrap_or(usize::MAX)));
-        tick(&engine, running.clone(), Some(Arc::downgrade(&idle))).map_err(|e| Error::Start(e.to_string()))?;
+        clock.start(&engine, Some(Arc::downgrade(&idle))).map_err(|e| Error::Start(e.to_string()))?;
         let lanes = Lanes::start().map_err(|e| Error::Start(e.to_string()))?;
         let Size { instances, memory_bytes, mapped } = size;
         tracing::info!(instances, memory_bytes, mapped, "what this machine can carry at once");
@@ -201,7 +200,7 @@ impl Engine {
                 idle,
                 policy: config.policy,
                 bus: config.bus,
-                running,
+                clock,
                 actors: AtomicU64::new(0),
                 instances: Arc::default(),
                 loads: Default::default(),
@@ -232,7 +231,7 @@ impl Engine {
 
     /// Instances that run now.
     pub fn running(&self) -> u32 {
-        self.inner.running.load(Ordering::Relaxed)
+        self.inner.clock.running()
     }
 
     /// How often a component was compiled, and how often it was taken from the cache of compiled code.
@@ -338,7 +337,7 @@ impl Inner {
 
     /// What components of WASI 0.3 run on.
     fn later(&self) -> Result<&Later, Error> {
-        let start = || Later::start(self.size, &self.cache_dir, self.running.clone()).map_err(|e| e.to_string());
+        let start = || Later::start(self.size, &self.cache_dir, &self.clock).map_err(|e| e.to_string());
         self.later.get_or_init(start).as_ref().map_err(|why| Error::Start(why.clone()))
     }
 
@@ -388,32 +387,6 @@ struct Handles;
 
 impl HasData for Handles {
     type Data<'a> = &'a mut ResourceTable;
-}
-
-/// Moves the epoch on, so that a guest that computes gives way to others. Ends with the engine. One of them also counts
-/// the ticks and looks after the instances that wait.
-fn tick(engine: &wasmtime::Engine, running: Arc<AtomicU32>, waiting: Option<Weak<Idle>>) -> io::Result<()> {
-    let engine = engine.weak();
-    let mut swept = Instant::now();
-    std::thread::Builder::new()
-        .name("epoch".into())
-        .spawn(move || {
-            while let Some(engine) = engine.upgrade() {
-                engine.increment_epoch();
-                drop(engine);
-                if let Some(waiting) = &waiting {
-                    lane::TICKS.fetch_add(1, Ordering::Relaxed);
-                    if swept.elapsed() > SWEEP_EVERY {
-                        swept = Instant::now();
-                        let Some(waiting) = waiting.upgrade() else { return };
-                        waiting.sweep(swept);
-                    }
-                }
-                let idle = running.load(Ordering::Relaxed) == 0;
-                std::thread::sleep(Duration::from_millis(if idle { TICK_IDLE_MS } else { TICK_MS }));
-            }
-        })
-        .map(drop)
 }
 
 fn compile(inner: &Inner, digest: &Digest, bytes: impl FnOnce() -> io::Result<Vec<u8>>) -> Result<Component, Error> {

@@ -51,6 +51,7 @@ fn shop() -> App {
                 Component { kind: builtin, scaler: Scaler::default(), strict: false, config: BTreeMap::new() },
             ),
         ]
+        .map(|(name, component)| (name, Box::new(component)))
         .into(),
         links: vec![
             link("cart", "default", "wasi:keyvalue/store,atomics", "kv"),

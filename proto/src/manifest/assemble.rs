@@ -343,7 +343,8 @@ fn build(metadata: Metadata, parts: Vec<Part>, links: Vec<Draft>, reader: &Reade
         };
         let places = ComponentPlaces { component: part.place, image: part.image_place, ingress };
         positions.components.insert(name.clone(), places);
-        components.insert(name, Component { kind, scaler: part.scaler, strict: part.strict, config: part.config });
+        let component = Component { kind, scaler: part.scaler, strict: part.strict, config: part.config };
+        components.insert(name, Box::new(component));
     }
     let mut all = Vec::new();
     for Draft { consumer, provider, link, .. } in links {

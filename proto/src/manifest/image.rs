@@ -1,6 +1,6 @@
 //! What an `image` says: where a component's bytes are, or which built-in provider is meant.
 
-use crate::app::{App, Builtin, Digest, Invalid, Kind, Name};
+use crate::app::{App, Builtin, Digest, Invalid, Name};
 use std::fmt;
 use std::str::FromStr;
 
@@ -68,13 +68,7 @@ impl FromStr for ImageRef {
 /// The images of an app that name bytes, by component: what has to be found, uploaded or fetched before it can run.
 /// Images of actors whose digest is already known are among them.
 pub fn images(app: &App) -> Vec<(&Name, ImageRef)> {
-    app.components
-        .iter()
-        .filter_map(|(name, component)| match &component.kind {
-            Kind::Actor(actor) => actor.image.parse().ok().map(|image| (name, image)),
-            Kind::Provider(_) => None,
-        })
-        .collect()
+    app.actors().filter_map(|(name, actor)| Some((name, actor.image.parse().ok()?))).collect()
 }
 
 fn local(path: &str) -> Result<ImageRef, Invalid> {

@@ -237,12 +237,7 @@ fn response(names: &[Name], outcomes: Vec<pb::Outcome>) -> Result<pb::ApplyRespo
 
 /// The components that apps name.
 fn digests(apps: &[App]) -> BTreeSet<Digest> {
-    let components = apps.iter().flat_map(|app| app.components.values());
-    let digest = |component: &proto::app::Component| match &component.kind {
-        Kind::Actor(actor) => actor.digest.clone(),
-        Kind::Provider(_) => None,
-    };
-    components.filter_map(digest).collect()
+    apps.iter().flat_map(App::digests).cloned().collect()
 }
 
 /// One status for all problems, a line each.

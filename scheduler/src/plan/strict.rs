@@ -173,8 +173,9 @@ mod tests {
         }
         // Without it in between, too.
         let mut other = solo("c", 1);
-        let component = other.components.remove("cart").unwrap();
-        other.components.insert("mail".parse().unwrap(), proto::app::Component { strict: false, ..component });
+        let component = *other.components.remove("cart").unwrap();
+        let mail = proto::app::Component { strict: false, ..component };
+        other.components.insert("mail".parse().unwrap(), Box::new(mail));
         for app in [&other, &solo("d", 1)] {
             lab.command(What::DeleteApp(pb::DeleteApp { app: "shop".into(), if_version: 0 }));
             lab.round();

@@ -183,7 +183,7 @@ pub(super) fn app(image: &str, scaler: Scaler) -> App {
         name: "shop".parse().unwrap(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
-        components: [("cart".parse().unwrap(), component)].into(),
+        components: [("cart".parse().unwrap(), Box::new(component))].into(),
         links: Vec::new(),
     }
 }
@@ -456,7 +456,7 @@ fn a_provider_waits_for_its_host() {
     let provider = Provider { image: "builtin:keyvalue".into(), builtin: proto::app::Builtin::Keyvalue };
     let component =
         Component { kind: Kind::Provider(provider), scaler: Scaler::default(), strict: false, config: BTreeMap::new() };
-    app.components.insert("store".parse().unwrap(), component);
+    app.components.insert("store".parse().unwrap(), Box::new(component));
     lab.apply(&app);
     lab.settle();
     assert_eq!(lab.placed("store"), "h1:1");
@@ -476,7 +476,7 @@ fn a_store_comes_back_to_its_data_or_waits() {
         |scaler| Component { kind: Kind::Provider(provider.clone()), scaler, strict: false, config: BTreeMap::new() };
     let mut app = spread(3, &[]);
     let mut with = |scaler| {
-        app.components.insert("store".parse().unwrap(), store(scaler));
+        app.components.insert("store".parse().unwrap(), Box::new(store(scaler)));
         app.clone()
     };
     let one = Scaler::Spread { replicas: 1, spread: Vec::new() };

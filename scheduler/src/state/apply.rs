@@ -594,23 +594,12 @@ fn too_many_spreads(app: &App) -> Option<String> {
 }
 
 fn routes_of(app: &App) -> impl Iterator<Item = (&str, &str)> {
-    app.components
-        .values()
-        .filter_map(|c| match &c.kind {
-            Kind::Actor(a) => Some(&a.ingress),
-            Kind::Provider(_) => None,
-        })
-        .flatten()
-        .map(|r| (r.host.as_str(), r.path.as_str()))
+    app.routes().map(|(_, _, route)| (route.host.as_str(), route.path.as_str()))
 }
 
 /// Routes with the actor that serves each, and its deadline.
 fn owned_routes(app: &App) -> Vec<(Name, proto::app::IngressRoute, u64)> {
-    let of = |(name, c): (&Name, &proto::app::Component)| match &c.kind {
-        Kind::Actor(a) => a.ingress.iter().map(|r| (name.clone(), r.clone(), a.limits.deadline_ms)).collect(),
-        Kind::Provider(_) => Vec::new(),
-    };
-    app.components.iter().flat_map(of).collect()
+    app.routes().map(|(name, actor, route)| (name.clone(), route.clone(), actor.limits.deadline_ms)).collect()
 }
 
 fn outcome(done: Result<Done>) -> pb::Outcome {

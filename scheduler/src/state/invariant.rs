@@ -108,13 +108,10 @@ fn check_counts(state: &State, found: &mut Vec<String>) {
 fn check_routes(state: &State, found: &mut Vec<String>) {
     let mut owners: BTreeMap<(String, String), String> = BTreeMap::new();
     for (name, app) in state.apps.iter().filter(|(_, a)| !a.deleting) {
-        for component in app.spec().components.values() {
-            let proto::app::Kind::Actor(actor) = &component.kind else { continue };
-            for route in &actor.ingress {
-                let before = owners.insert((route.host.clone(), route.path.clone()), name.to_string());
-                if before.is_some_and(|b| b != name.as_str()) {
-                    found.push(format!("route {}{} has two owners", route.host, route.path));
-                }
+        for (_, _, route) in app.spec().routes() {
+            let before = owners.insert((route.host.clone(), route.path.clone()), name.to_string());
+            if before.is_some_and(|b| b != name.as_str()) {
+                found.push(format!("route {}{} has two owners", route.host, route.path));
             }
         }
     }

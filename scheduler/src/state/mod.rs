@@ -169,11 +169,8 @@ impl State {
     pub fn routes(&self) -> Vec<pb::Route> {
         let mut routes = BTreeMap::new();
         for (name, app) in self.apps.iter().filter(|(_, a)| !a.deleting) {
-            for (component, spec) in &app.spec().components {
-                let proto::app::Kind::Actor(actor) = &spec.kind else { continue };
-                for route in &actor.ingress {
-                    routes.entry((route.host.clone(), route.path.clone())).or_insert((name, component, &actor.limits));
-                }
+            for (component, actor, route) in app.spec().routes() {
+                routes.entry((route.host.clone(), route.path.clone())).or_insert((name, component, &actor.limits));
             }
         }
         routes

@@ -1,0 +1,158 @@
+//! The clock of the epochs: what makes a guest that computes give way. It ticks fast while a guest runs and slowly while
+//! none does, and when none has for a while it stands still until the next one enters: an idle host takes no processor time
+//! for it.
+
+use super::idle::Idle;
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// While a guest runs. At a tick a guest that computes is looked at: whether it has used up its turn, or all of its time.
+pub(super) const TICK_MS: u64 = 1;
+/// While none runs, and it does not stand still.
+const TICK_IDLE_MS: u64 = 10;
+/// It stands still after so many idle ticks: who is asked often shall not have to wake it each time.
+const QUIET_TICKS: u32 = 100;
+/// How often instances are looked at that wait for a request.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Ticks of all engines.
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+/// How often it has ticked, of all engines: an order in time, not a measure of it.
+pub(super) fn ticks() -> u64 {
+    TICKS.load(Ordering::Relaxed)
+}
+
+/// What an engine's clocks look at.
+#[derive(Default)]
+pub(super) struct Clock {
+    /// Instances that run now.
+    running: AtomicU32,
+    /// Clocks that stand still. Written before `running` is read, as `running` is before this is: one of the two sees the
+    /// other.
+    standing: AtomicU32,
+    entered: Condvar,
+    lock: Mutex<()>,
+}
+
+/// One of the instances that run now.
+pub(super) struct Running(Arc<Clock>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Clock {
+    pub(super) fn running(&self) -> u32 {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// An instance runs from now on, as long as this is held.
+    pub(super) fn enter(self: &Arc<Self>) -> Running {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        if self.standing.load(Ordering::SeqCst) > 0 {
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.entered.notify_all();
+        }
+        Running(self.clone())
+    }
+
+    /// Until an instance runs, and for so long at most.
+    fn stand(&self, at_most: Duration) {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.standing.fetch_add(1, Ordering::SeqCst);
+        if self.running.load(Ordering::SeqCst) == 0 {
+            drop(self.entered.wait_timeout(guard, at_most));
+        }
+        self.standing.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Moves the epoch of this engine on. Ends with the engine. One of the clocks also counts the ticks and looks after the
+    /// instances that wait for a request.
+    pub(super) fn start(self: &Arc<Self>, engine: &wasmtime::Engine, waiting: Option<Weak<Idle>>) -> io::Result<()> {
+        let (clock, engine) = (self.clone(), engine.weak());
+        let (mut swept, mut quiet) = (Instant::now(), 0);
+        let run = move || {
+            while let Some(engine) = engine.upgrade() {
+                engine.increment_epoch();
+                drop(engine);
+                if let Some(waiting) = &waiting {
+                    TICKS.fetch_add(1, Ordering::Relaxed);
+                    if swept.elapsed() >= SWEEP_EVERY {
+                        swept = Instant::now();
+                        let Some(waiting) = waiting.upgrade() else { return };
+                        waiting.sweep(swept);
+                    }
+                }
+                quiet = if clock.running() > 0 { 0 } else { quiet + 1 };
+                match quiet {
+                    0 => std::thread::sleep(Duration::from_millis(TICK_MS)),
+                    ..QUIET_TICKS => std::thread::sleep(Duration::from_millis(TICK_IDLE_MS)),
+                    _ => {
+                        let began = Instant::now();
+                        clock.stand(SWEEP_EVERY);
+                        // Somebody entered: more may follow.
+                        quiet = if began.elapsed() < SWEEP_EVERY { 0 } else { QUIET_TICKS };
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new().name("epoch".into()).spawn(run).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_stands_still_until_somebody_enters() {
+        let clock = Arc::new(Clock::default());
+        // While somebody runs it does not stand at all.
+        let running = clock.enter();
+        let long = Duration::from_secs(3_600);
+        clock.stand(long);
+        drop(running);
+        assert_eq!(clock.running(), 0);
+        let stands = clock.clone();
+        let standing = std::thread::spawn(move || stands.stand(long));
+        while clock.standing.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        let _running = clock.enter();
+        standing.join().expect("it was woken");
+        assert_eq!((clock.running(), clock.standing.load(Ordering::SeqCst)), (1, 0));
+    }
+
+    #[test]
+    fn whoever_enters_as_it_begins_to_stand_wakes_it() {
+        let clock = Arc::new(Clock::default());
+        for _ in 0..2_000 {
+            let stands = clock.clone();
+            let standing = std::thread::spawn(move || stands.stand(Duration::from_secs(3_600)));
+            let running = clock.enter();
+            standing.join().expect("it was woken");
+            drop(running);
+        }
+    }
+
+    #[test]
+    fn an_engine_that_is_idle_has_no_ticks_and_one_that_is_not_has() {
+        let engine = wasmtime::Engine::default();
+        let (clock, idle) = (Arc::new(Clock::default()), Arc::new(Idle::new(1)));
+        clock.start(&engine, Some(Arc::downgrade(&idle))).expect("a thread");
+        while clock.standing.load(Ordering::SeqCst) == 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _running = clock.enter();
+        let (begun, began) = (ticks(), Instant::now());
+        while ticks() < begun + 200 {
+            assert!(began.elapsed() < Duration::from_secs(60), "it ticks");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
