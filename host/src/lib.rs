@@ -4,7 +4,8 @@
 //! next, pure), `lease` (until when what is strict may run, pure) with `holding` (the same for everyone), `beats` (what is
 //! told, pure), `artifact` (bytes by content), `engine` (wasmtime), `fair` (who may have how many, pure), `capability`
 //! (what guests may import), `provider` (who implements it here), `link` (which provider is meant), `rpc` (calls over the
-//! bus), `ingress` (HTTP from outside), `logs`, `origin` (what caused a call), `metrics`, `spans`.
+//! bus), `ingress` (HTTP from outside), `logs`, `origin` (what caused a call), `metrics`, `spans`, `heap` (what the allocator
+//! keeps).
 //! Absent here: anything of the scheduler; a host decides nothing about other hosts.
 
 pub mod agent;
@@ -15,6 +16,7 @@ pub mod call;
 pub mod capability;
 pub mod engine;
 mod fair;
+mod heap;
 pub mod holding;
 pub mod ingress;
 pub mod keeper;

@@ -11,6 +11,7 @@ use super::{Command, Identity};
 use crate::artifact::Unused;
 use crate::assignment::{Action, Key, Verdict, Wanted};
 use crate::beats::Now;
+use crate::heap;
 use crate::ingress::{Ingress, Routes};
 use crate::keeper::{Came, Keeper};
 use proto::v1 as pb;
@@ -63,6 +64,8 @@ pub(super) struct Loop {
     step_told: bool,
     /// A store had failed when the last heartbeat was made.
     failing: bool,
+    /// Something was assigned or brought up since memory was given back.
+    moved: bool,
 }
 
 impl Loop {
@@ -94,6 +97,7 @@ impl Loop {
             step_at: None,
             step_told: false,
             failing: false,
+            moved: false,
         }
     }
 
@@ -279,6 +283,7 @@ impl Loop {
         drop(self.routes.send_replace(Arc::new(routes)));
         self.parts.telemetry.book.prune();
         self.keeper.adopt(assignment, wanted);
+        self.moved = true;
     }
 
     /// Begins whatever has to happen and can begin now.
@@ -318,6 +323,7 @@ impl Loop {
     }
 
     fn started(&mut self, joined: Result<(Key, Wanted, Result<Instance, String>), tokio::task::JoinError>) {
+        self.moved = true;
         let (key, started, result) = match joined {
             Ok(done) => done,
             Err(error) => {
@@ -348,8 +354,11 @@ impl Loop {
         }
     }
 
-    /// Housekeeping: expired values, artifacts that nothing names.
+    /// Housekeeping: expired values, artifacts that nothing names, memory that nothing uses.
     fn sweep(&mut self) {
+        if std::mem::take(&mut self.moved) {
+            tokio::task::spawn_blocking(heap::give_back);
+        }
         if let Some(store) = self.parts.keyvalue.get().cloned() {
             tokio::spawn(async move {
                 if let Err(error) = store.sweep().await {
