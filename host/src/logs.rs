@@ -2,6 +2,7 @@
 //! without end costs bounded memory and bounded traffic: the oldest lines go, and a line says how many. Never blocks
 //! a guest.
 
+use crate::assignment::Key;
 use crate::capability::LogSink;
 use bus::Bus;
 use proto::app::{HostId, Name};
@@ -9,7 +10,7 @@ use proto::v1::{LogLine, LogLines};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -25,6 +26,8 @@ const TOTAL_BYTES_MAX: usize = 64 * 1024 * 1024;
 const LINE_OVERHEAD_BYTES: usize = 160;
 /// At most one message per actor in this time.
 const SEND_EVERY: Duration = Duration::from_millis(100);
+/// Lines of one message.
+const BATCH_MAX: usize = LINES_MAX / 4;
 
 /// Unix time in milliseconds.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -39,8 +42,14 @@ pub struct Logs {
 struct Inner {
     host: HostId,
     clock: Clock,
-    actors: Mutex<BTreeMap<(Name, Name), Arc<Ring>>>,
+    actors: Mutex<BTreeMap<Key, Kept>>,
     total: Arc<Total>,
+}
+
+struct Kept {
+    ring: Arc<Ring>,
+    /// The actor was not here any more at that time.
+    unused: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -49,6 +58,8 @@ struct Total {
     rings: AtomicUsize,
     /// Something waits to be sent.
     fresh: Notify,
+    /// Of which actors: of each once, from its first line to when they are taken.
+    waiting: Mutex<Vec<Key>>,
 }
 
 impl Logs {
@@ -69,39 +80,50 @@ impl Logs {
     /// Where the instances of `actor` of `app` print to.
     pub fn sink(&self, app: &Name, actor: &Name) -> Arc<dyn LogSink> {
         let mut actors = lock(&self.inner.actors);
-        let ring = actors.entry((app.clone(), actor.clone())).or_insert_with(|| {
+        let kept = actors.entry((app.clone(), actor.clone())).or_insert_with(|| {
             self.inner.total.rings.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Ring {
+            let ring = Ring {
                 app: app.clone(),
                 actor: actor.clone(),
                 host: self.inner.host.clone(),
                 clock: self.inner.clock.clone(),
                 total: self.inner.total.clone(),
                 lines: Mutex::default(),
-            })
+            };
+            Kept { ring: Arc::new(ring), unused: None }
         });
-        ring.clone()
+        kept.unused = None;
+        kept.ring.clone()
     }
 
     /// At most `count` of its latest lines, oldest first.
     pub fn tail(&self, app: &Name, actor: &Name, count: usize) -> Vec<LogLine> {
-        let ring = lock(&self.inner.actors).get(&(app.clone(), actor.clone())).cloned();
+        let ring = self.inner.ring(&(app.clone(), actor.clone()));
         ring.map(|ring| lock(&ring.lines).kept.tail(count)).unwrap_or_default()
     }
 
     /// At most `count` latest lines of all actors of `app` here, by time.
     pub fn tail_app(&self, app: &Name, count: usize) -> Vec<LogLine> {
-        let rings: Vec<_> =
-            lock(&self.inner.actors).iter().filter(|((a, _), _)| a == app).map(|(_, ring)| ring.clone()).collect();
+        let is_of_app = |(key, kept): (&Key, &Kept)| (key.0 == *app).then(|| kept.ring.clone());
+        let rings: Vec<_> = lock(&self.inner.actors).iter().filter_map(is_of_app).collect();
         let mut lines: Vec<LogLine> = rings.iter().flat_map(|ring| lock(&ring.lines).kept.tail(count)).collect();
         lines.sort_by_key(|line| line.time_ms);
         lines.split_off(lines.len().saturating_sub(count))
     }
 
-    /// Drops the lines of an actor that is not here any more.
-    pub fn forget(&self, app: &Name, actor: &Name) {
+    /// Drops the lines of actors that have not been here for `keep`: whoever asks why one went has so long to read them.
+    pub fn sweep(&self, is_here: impl Fn(&Key) -> bool, keep: Duration, now: Instant) {
         // An instance that still prints keeps the ring, which nobody reads any more, until it ends.
-        lock(&self.inner.actors).remove(&(app.clone(), actor.clone()));
+        lock(&self.inner.actors).retain(|key, kept| {
+            kept.unused = if is_here(key) { None } else { kept.unused.or(Some(now)) };
+            kept.unused.is_none_or(|since| now.saturating_duration_since(since) < keep)
+        });
+    }
+}
+
+impl Inner {
+    fn ring(&self, key: &Key) -> Option<Arc<Ring>> {
+        lock(&self.actors).get(key).map(|kept| kept.ring.clone())
     }
 }
 
@@ -157,6 +179,9 @@ impl Ring {
             bytes_max = TOTAL_BYTES_MAX / 2 / self.total.rings.load(Ordering::Relaxed).max(1);
         }
         let mut lines = lock(&self.lines);
+        if lines.fresh.lines.is_empty() {
+            lock(&self.total.waiting).push((self.app.clone(), self.actor.clone()));
+        }
         let before = lines.kept.bytes + lines.fresh.bytes;
         lines.kept.push(line.clone(), bytes_max);
         lines.dropped += lines.fresh.push(line, bytes_max);
@@ -171,7 +196,7 @@ impl Ring {
     }
 
     /// What is to be sent now; in front, a line about those that were dropped.
-    fn take_fresh(&self) -> Vec<LogLine> {
+    fn take_fresh(&self) -> VecDeque<LogLine> {
         let mut lines = lock(&self.lines);
         self.total.bytes.fetch_sub(lines.fresh.bytes, Ordering::Relaxed);
         let fresh = std::mem::take(&mut lines.fresh).lines;
@@ -227,19 +252,20 @@ async fn send_fresh(bus: Bus, inner: Arc<Inner>, stop: CancellationToken) {
     let work = async {
         loop {
             inner.total.fresh.notified().await;
-            let rings: Vec<_> = lock(&inner.actors).values().cloned().collect();
-            for ring in rings {
-                let lines = ring.take_fresh();
-                if lines.is_empty() {
-                    continue;
-                }
+            let waiting = std::mem::take(&mut *lock(&inner.total.waiting));
+            for actor in waiting {
+                let Some(ring) = inner.ring(&actor) else { continue };
                 let subject = bus.subjects().log(&ring.app, &ring.actor);
-                for batch in lines.chunks(LINES_MAX / 4) {
-                    let payload = bus::encode(&LogLines { lines: batch.to_vec() });
+                let mut lines = ring.take_fresh();
+                while !lines.is_empty() {
+                    let batch = lines.drain(..lines.len().min(BATCH_MAX)).collect();
+                    let payload = bus::encode(&LogLines { lines: batch });
                     if let Err(error) = bus.publish(subject.clone(), payload).await {
                         // Nobody is promised these: `tail` still has them.
                         tracing::debug!(%error, subject, "log lines not sent");
                     }
+                    // Others print as much: who answers requests does not wait for all of it.
+                    tokio::task::yield_now().await;
                 }
             }
             tokio::time::sleep(SEND_EVERY).await;
@@ -295,8 +321,18 @@ mod tests {
         assert_eq!(logs.tail(&name("shop"), &name("other"), 5), vec![]);
         logs.sink(&name("shop"), &name("other")).line(3, "", "info", "x");
         assert_eq!(logs.tail_app(&name("shop"), 3).len(), 3);
-        logs.forget(&name("shop"), &name("cart"));
-        assert_eq!(logs.tail_app(&name("shop"), 9).len(), 1);
+        // It goes, comes back, and goes for good.
+        let (keep, begun) = (Duration::from_secs(60), Instant::now());
+        let sweep =
+            |cart, secs| logs.sweep(|(_, actor)| cart || *actor == name("other"), keep, begun + keep * secs / 60);
+        let left = || logs.tail_app(&name("shop"), usize::MAX).len();
+        let all = left();
+        for (cart, secs) in [(false, 0), (false, 59), (true, 60), (false, 61), (false, 120)] {
+            sweep(cart, secs);
+            assert_eq!(left(), all, "{secs}");
+        }
+        sweep(false, 121);
+        assert_eq!(left(), 1);
     }
 
     #[tokio::test]
@@ -311,7 +347,7 @@ mod tests {
         let bytes: usize = all.iter().map(|l| l.text.len()).sum();
         assert!(bytes <= BYTES_MAX && bytes > BYTES_MAX / 2, "{bytes}");
         assert!(logs.inner.total.bytes.load(Ordering::Relaxed) <= 2 * BYTES_MAX);
-        logs.forget(&name("shop"), &name("cart"));
+        logs.sweep(|_| false, Duration::ZERO, Instant::now());
         drop(sink);
         assert_eq!(logs.inner.total.bytes.load(Ordering::Relaxed), 0);
     }
@@ -342,7 +378,7 @@ mod tests {
     async fn what_could_not_be_sent_is_counted() {
         let logs = logs();
         logs.sink(&name("shop"), &name("cart"));
-        let ring = lock(&logs.inner.actors).values().next().unwrap().clone();
+        let ring = lock(&logs.inner.actors).values().next().unwrap().ring.clone();
         for i in 0..1010 {
             ring.line(1, "", "stdout", &i.to_string());
         }
@@ -350,6 +386,6 @@ mod tests {
         assert_eq!(fresh.len(), 1001);
         assert!(fresh[0].text.starts_with("… 10 lines dropped"));
         assert_eq!(fresh[1].text, "10");
-        assert_eq!(ring.take_fresh(), vec![]);
+        assert!(ring.take_fresh().is_empty());
     }
 }

@@ -77,7 +77,8 @@ impl NatsArgs {
 /// What is kept for later.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct KeepArgs {
-    /// How long components that no app names are kept on disk, and what was compiled of them; a rollback wants them
+    /// How long components that no app names are kept on disk, what was compiled of them, and what actors that have gone
+    /// printed; a rollback wants them
     #[arg(long, value_name = "TIME", env = "LATTICE_KEEP_UNUSED", hide_env = true, default_value = "1h", value_parser = crate::duration::parse)]
     pub(crate) keep_unused: Duration,
 }

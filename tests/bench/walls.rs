@@ -1,6 +1,7 @@
 //! A hundred hostile actors beside one good one: what the good one's clients notice. The good one is asked at a steady
 //! rate, alone and beside the others in turns; the hostile ones trap, loop, grow, recurse, flood the host with calls,
-//! send their heads a byte at a time and bodies without an end.
+//! send their heads a byte at a time and bodies without an end. Attacks begin one after the other; once also all at the
+//! same moments, which alone makes a queue, whatever they do.
 
 use crate::Bench;
 use crate::figures::{Table, percentile};
@@ -20,6 +21,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 const HOSTILE: usize = 100;
+/// Of all of them, two each.
+const CLIENTS: u32 = 200;
 /// Connections of the good one's clients, and requests a second of all of them together.
 const CONNECTIONS: u32 = 8;
 const PER_SECOND: u32 = 400;
@@ -33,6 +36,13 @@ const SETTLE: Duration = Duration::from_secs(3);
 
 /// What an actor is asked for, and by which path.
 type Wanted = (&'static str, &'static str);
+
+/// When those who attack begin.
+#[derive(Clone, Copy)]
+enum Begin {
+    InTurns,
+    AtOnce,
+}
 
 /// As many requests, of actors that answer at once: what they cost the good one is the machine's share, not the attack's.
 const HARMLESS: Wanted = ("nothing hostile", "/");
@@ -67,7 +77,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     bench.runtime.block_on(ask(&target, time / 4))?;
     for _ in 0..bench.rounds() {
         alone.push(bench.runtime.block_on(ask(&target, time))?);
-        let (times, ended) = bench.runtime.block_on(under_attack(&target, up.ingress, time, None))?;
+        let attack = under_attack(&target, up.ingress, time, None, Begin::InTurns);
+        let (times, ended) = bench.runtime.block_on(attack)?;
         std::thread::sleep(SETTLE);
         beside.push(times);
         for (outcome, count) in ended {
@@ -75,11 +86,17 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         }
     }
     let mut rows = vec![("alone".to_owned(), all(&alone)), ("beside 100 hostile ones".to_owned(), all(&beside))];
-    for wanted in std::iter::once(HARMLESS).chain(ATTACKS) {
-        let (times, _) = bench.runtime.block_on(under_attack(&target, up.ingress, time / 2, Some(wanted)))?;
+    let mut more = |name: String, wanted: Option<Wanted>, begin: Begin| -> Result<()> {
+        let (times, _) = bench.runtime.block_on(under_attack(&target, up.ingress, time / 2, wanted, begin))?;
         std::thread::sleep(SETTLE);
-        rows.push((format!("  all of them: {}", wanted.0), times));
+        rows.push((name, times));
+        Ok(())
+    };
+    for wanted in std::iter::once(HARMLESS).chain(ATTACKS) {
+        more(format!("  all of them: {}", wanted.0), Some(wanted), Begin::InTurns)?;
     }
+    more("  at the same moments: nothing hostile".to_owned(), Some(HARMLESS), Begin::AtOnce)?;
+    more("  at the same moments: each its own attack".to_owned(), None, Begin::AtOnce)?;
     if bench.runtime.block_on(ask(&target, time / 4))?.is_empty() {
         bail!("the host did not live");
     }
@@ -149,12 +166,22 @@ async fn under_attack(
     ingress: SocketAddr,
     time: Duration,
     only: Option<Wanted>,
+    begin: Begin,
 ) -> Result<(Vec<u32>, BTreeMap<String, usize>)> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut attackers = JoinSet::new();
-    for number in 0..HOSTILE * 2 {
-        let actor = number % HOSTILE;
-        attackers.spawn(attack(ingress, actor, only.unwrap_or(ATTACKS[actor % ATTACKS.len()]), stop.clone()));
+    let now = Instant::now();
+    for number in 0..CLIENTS {
+        let (actor, stop) = (usize::try_from(number)? % HOSTILE, stop.clone());
+        let wanted = only.unwrap_or(ATTACKS[actor % ATTACKS.len()]);
+        let first = match begin {
+            Begin::InTurns => now + AGAIN * number / CLIENTS,
+            Begin::AtOnce => now,
+        };
+        attackers.spawn(async move {
+            sleep_until(first).await;
+            attack(ingress, actor, wanted, stop).await
+        });
     }
     // Until the attack is under way.
     sleep(time / 4).await;

@@ -366,6 +366,8 @@ impl Loop {
                 }
             });
         }
+        let is_here = |key: &Key| self.keeper.wanted().contains_key(key) || self.up.contains_key(key);
+        self.parts.logs.sweep(is_here, self.identity.keep_unused, Instant::now());
         let named: BTreeSet<_> = self.keeper.wanted().values().flat_map(|w| w.app.digests()).cloned().collect();
         let (bytes, max) = self.parts.artifacts.bytes();
         let held: Vec<_> = self.parts.artifacts.list().into_iter().map(|(digest, _)| digest).collect();
