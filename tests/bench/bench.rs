@@ -4,6 +4,7 @@
 //!     cargo bench --bench lattice                     everything, some minutes
 //!     cargo bench --bench lattice -- hello apply      sections with one of these in their name
 //!     cargo bench --bench lattice -- --quick          few and short rounds: to see that it works
+//!     LATTICE_BENCH_PROGRAM=target/dist/lattice cargo bench --bench lattice       another build of it
 //!
 //! The peers are those that `tests/run` installs; one that is missing is named and the run ends with exit code 1.
 //! Must only end processes that it started, and write beneath the target folder only.
@@ -143,7 +144,8 @@ impl Bench {
         };
         let peers = [self.wasmtime(), self.nats_server()].map(version);
         let peers: Vec<_> = peers.iter().flatten().map(|v| v.trim()).collect();
-        format!("lattice {}; beside it: {}", env!("CARGO_PKG_VERSION"), peers.join(", "))
+        let other = std::env::var(lattice::OTHER).map(|path| format!(", {path}")).unwrap_or_default();
+        format!("lattice {}{other}; beside it: {}", env!("CARGO_PKG_VERSION"), peers.join(", "))
     }
 
     fn missing(&self) -> Vec<String> {

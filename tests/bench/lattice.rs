@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// What is measured, unless another build of it is named.
 const BINARY: &str = env!("CARGO_BIN_EXE_lattice");
+pub(crate) const OTHER: &str = "LATTICE_BENCH_PROGRAM";
 
 /// A `lattice up`.
 pub(crate) struct Up {
@@ -109,7 +111,7 @@ impl Scheduler {
 
 /// Without what the user's environment says of other lattices.
 fn lattice() -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(std::env::var_os(OTHER).unwrap_or_else(|| BINARY.into()));
     for name in ["LATTICE_API", "LATTICE_CONFIG", "LATTICE_LOG", "LATTICE_NATS_TOKEN"] {
         command.env_remove(name);
     }
