@@ -147,7 +147,7 @@ fn known<'a>(
 
 /// Whether what runs goes on, although it or what is wanted runs alone.
 fn may_stay(have: &Have, want: &Wanted) -> bool {
-    have.revision == want.revision || built_in(Fault::StrictOverlaps)
+    (have.revision, have.strict) == (want.revision, want.strict) || built_in(Fault::StrictOverlaps)
 }
 
 /// What has to happen, in key order. `busy` says which revision of a component is being brought up already, or failed

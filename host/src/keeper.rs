@@ -44,8 +44,8 @@ pub struct Keeper {
     up: BTreeMap<Key, Have>,
     /// Being brought up, in which revision.
     starting: BTreeMap<Key, u64>,
-    /// Of what is strict: stopped, and not gone yet, in which revision.
-    parting: BTreeMap<Key, u64>,
+    /// Stopped, and not gone yet: what is strict, and what gives way to it.
+    parting: BTreeMap<Key, Have>,
     failed: BTreeMap<Key, Failure>,
     /// There is something to tell.
     changed: bool,
@@ -76,8 +76,8 @@ impl Keeper {
         &self.up
     }
 
-    /// Of what is strict: what was stopped and is not gone yet, in which revision.
-    pub fn parting(&self) -> &BTreeMap<Key, u64> {
+    /// What was stopped and is not gone yet: what is strict, and what gives way to it.
+    pub fn parting(&self) -> &BTreeMap<Key, Have> {
         &self.parting
     }
 
@@ -180,10 +180,11 @@ impl Keeper {
     }
 
     fn stop(&mut self, key: &Key) {
+        let gives_way = self.wanted.get(key).is_some_and(|wanted| wanted.strict);
         if let Some(up) = self.up.remove(key)
-            && up.strict
+            && (up.strict || gives_way)
         {
-            self.parting.insert(key.clone(), up.revision);
+            self.parting.insert(key.clone(), up);
         }
         self.changed = true;
     }
@@ -212,20 +213,21 @@ impl Keeper {
 
     fn came_up(&mut self, key: &Key, started: &Wanted, leased: bool) -> Came {
         let Wanted { revision, replicas, strict, .. } = *started;
+        let have = Have { revision, replicas, strict };
         let wanted = self.wanted.get(key);
         // What is strict would be stopped at once if another revision is wanted.
         let stays = leased && wanted.is_some_and(|w| w.revision == revision);
         if wanted.is_none() || strict && !stays {
             if strict {
-                self.parting.insert(key.clone(), revision);
+                self.parting.insert(key.clone(), have);
             }
             return Came::Unwanted;
         }
         self.failed.remove(key);
-        if let Some(old) = self.up.insert(key.clone(), Have { revision, replicas, strict })
+        if let Some(old) = self.up.insert(key.clone(), have)
             && old.strict
         {
-            self.parting.insert(key.clone(), old.revision);
+            self.parting.insert(key.clone(), old);
         }
         Came::Up
     }
@@ -237,7 +239,7 @@ impl Keeper {
         self.unsure = true;
     }
 
-    /// Something strict that was stopped is gone; `None`: whoever stopped it ended without a word.
+    /// Something that was parting is gone; `None`: whoever stopped it ended without a word.
     pub fn parted(&mut self, key: Option<&Key>) {
         if let Some(key) = key {
             self.parting.remove(key);
@@ -280,8 +282,8 @@ impl Keeper {
             items.push(pb::Running { error, ..item(key, want.revision, want.replicas, state) });
         }
         let unwanted = self.starting.iter().filter(|(key, _)| !self.wanted.contains_key(*key));
-        let stopping = self.parting.iter().chain(unwanted);
-        items.extend(stopping.map(|(key, revision)| item(key, *revision, 1, pb::RunState::Stopping)));
+        let parting = self.parting.iter().map(|(key, have)| (key, &have.revision));
+        items.extend(parting.chain(unwanted).map(|(key, revision)| item(key, *revision, 1, pb::RunState::Stopping)));
         items
     }
 }
@@ -396,12 +398,13 @@ mod tests {
         assert_eq!((wanted.revision, keeper.started(&key, &wanted, Ok(()), 0, false)), (2, Came::Up));
         // And while it ran, and the lease ended.
         take(&mut keeper, shop(3, 3, true));
-        let due = keeper.due(0, true);
-        assert_eq!(due[0], Action::Stop(key.clone()), "what is not strict goes first too");
-        let (key, wanted) = starts(&due).remove(0);
+        assert_eq!(keeper.due(0, true), [Action::Stop(key.clone())], "what is not strict goes first, too");
+        assert_eq!((keeper.due(0, true), keeper.parting()[&key].revision), (vec![], 2));
+        keeper.parted(Some(&key));
+        let (key, wanted) = starts(&keeper.due(0, true)).remove(0);
         assert_eq!(keeper.started(&key, &wanted, Ok(()), 0, true), Came::Up);
         take(&mut keeper, shop(4, 4, false));
         assert_eq!(keeper.due(0, false), [Action::Stop(key.clone())]);
-        assert_eq!(keeper.parting().get(&key), Some(&3));
+        assert_eq!(keeper.parting()[&key].revision, 3);
     }
 }

@@ -113,9 +113,10 @@ impl Logs {
 
     /// Drops the lines of actors that have not been here for `keep`: whoever asks why one went has so long to read them.
     pub fn sweep(&self, is_here: impl Fn(&Key) -> bool, keep: Duration, now: Instant) {
-        // An instance that still prints keeps the ring, which nobody reads any more, until it ends.
         lock(&self.inner.actors).retain(|key, kept| {
-            kept.unused = if is_here(key) { None } else { kept.unused.or(Some(now)) };
+            // What is on its way here, or ends at its leisure, prints still.
+            let is_held = Arc::strong_count(&kept.ring) > 1;
+            kept.unused = if is_held || is_here(key) { None } else { kept.unused.or(Some(now)) };
             kept.unused.is_none_or(|since| now.saturating_duration_since(since) < keep)
         });
     }
@@ -322,6 +323,7 @@ mod tests {
         logs.sink(&name("shop"), &name("other")).line(3, "", "info", "x");
         assert_eq!(logs.tail_app(&name("shop"), 3).len(), 3);
         // It goes, comes back, and goes for good.
+        drop(sink);
         let (keep, begun) = (Duration::from_secs(60), Instant::now());
         let sweep =
             |cart, secs| logs.sweep(|(_, actor)| cart || *actor == name("other"), keep, begun + keep * secs / 60);
@@ -348,7 +350,9 @@ mod tests {
         assert!(bytes <= BYTES_MAX && bytes > BYTES_MAX / 2, "{bytes}");
         assert!(logs.inner.total.bytes.load(Ordering::Relaxed) <= 2 * BYTES_MAX);
         logs.sweep(|_| false, Duration::ZERO, Instant::now());
+        assert!(!logs.tail(&name("shop"), &name("cart"), 1).is_empty(), "it may print still");
         drop(sink);
+        logs.sweep(|_| false, Duration::ZERO, Instant::now());
         assert_eq!(logs.inner.total.bytes.load(Ordering::Relaxed), 0);
     }
 

@@ -1,6 +1,6 @@
 //! A hundred hostile actors beside one good one: what the good one's clients notice. The good one is asked at a steady
 //! rate, alone and beside the others in turns; the hostile ones trap, loop, grow, recurse, flood the host with calls,
-//! send their heads a byte at a time and bodies without an end. Attacks begin one after the other; once also all at the
+//! send their heads a byte at a time and bodies without an end. Attacks begin one after the other; in the last rows all at the
 //! same moments, which alone makes a queue, whatever they do.
 
 use crate::Bench;

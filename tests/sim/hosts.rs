@@ -193,7 +193,7 @@ impl Host {
         let running = (self.up && !(frozen && over)).then_some(&self.running.keeper);
         running
             .into_iter()
-            .flat_map(|k| k.up().iter().filter(|(_, up)| up.strict).map(|(key, _)| key).chain(k.parting().keys()))
+            .flat_map(|k| k.up().iter().chain(k.parting()).filter(|(_, have)| have.strict).map(|(key, _)| key))
     }
 
     pub(crate) fn runs_strict(&self, ctx: &Ctx) -> bool {

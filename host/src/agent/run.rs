@@ -51,7 +51,7 @@ pub(super) struct Loop {
     begun: Instant,
     up: BTreeMap<Key, Instance>,
     starts: JoinSet<(Key, Wanted, Result<Instance, String>)>,
-    /// Of what is strict.
+    /// Of what the keeper waits for.
     partings: JoinSet<Key>,
     unused: Unused,
     /// What the heartbeat before told of the load.
@@ -64,8 +64,8 @@ pub(super) struct Loop {
     step_told: bool,
     /// A store had failed when the last heartbeat was made.
     failing: bool,
-    /// Something was assigned or brought up since memory was given back.
-    moved: bool,
+    /// When something was assigned, brought up or stopped.
+    moved: Option<Instant>,
 }
 
 impl Loop {
@@ -97,7 +97,7 @@ impl Loop {
             step_at: None,
             step_told: false,
             failing: false,
-            moved: false,
+            moved: None,
         }
     }
 
@@ -283,7 +283,7 @@ impl Loop {
         drop(self.routes.send_replace(Arc::new(routes)));
         self.parts.telemetry.book.prune();
         self.keeper.adopt(assignment, wanted);
-        self.moved = true;
+        self.moved = Some(Instant::now());
     }
 
     /// Begins whatever has to happen and can begin now.
@@ -317,13 +317,15 @@ impl Loop {
 
     fn stop(&mut self, key: Key) {
         self.parts.running.remove(&key);
-        if let Some(instance) = self.up.remove(&key) {
+        if let Some(mut instance) = self.up.remove(&key) {
+            // Nor does anything strict run beside it.
+            instance.strict |= self.keeper.parting().contains_key(&key);
             self.retire(key, instance);
         }
     }
 
     fn started(&mut self, joined: Result<(Key, Wanted, Result<Instance, String>), tokio::task::JoinError>) {
-        self.moved = true;
+        self.moved = Some(Instant::now());
         let (key, started, result) = match joined {
             Ok(done) => done,
             Err(error) => {
@@ -356,9 +358,6 @@ impl Loop {
 
     /// Housekeeping: expired values, artifacts that nothing names, memory that nothing uses.
     fn sweep(&mut self) {
-        if std::mem::take(&mut self.moved) {
-            tokio::task::spawn_blocking(heap::give_back);
-        }
         if let Some(store) = self.parts.keyvalue.get().cloned() {
             tokio::spawn(async move {
                 if let Err(error) = store.sweep().await {
@@ -380,6 +379,10 @@ impl Loop {
                 Err(error) => tracing::warn!(%digest, %error, "artifact not removed"),
             }
         }
+        // Until what was stopped has ended too.
+        if self.moved.is_some_and(|at| at.elapsed() < DRAIN * 2) {
+            tokio::task::spawn_blocking(heap::give_back);
+        }
     }
 
     fn tell_progress(&self) {
@@ -395,6 +398,7 @@ impl Loop {
 
     /// Lets go of what was stopped or replaced, beside the loop.
     fn retire(&mut self, key: Key, instance: Instance) {
+        self.moved = Some(Instant::now());
         if instance.strict {
             self.partings.spawn(async move {
                 // Its invocations end with the lease at the latest, or by their own limits.
@@ -408,7 +412,7 @@ impl Loop {
 
     fn parted(&mut self, gone: Result<Key, tokio::task::JoinError>) {
         if let Err(error) = &gone {
-            tracing::error!(%error, "stopping something strict ended without a word");
+            tracing::error!(%error, "stopping something ended without a word");
         }
         self.keeper.parted(gone.ok().as_ref());
     }

@@ -193,7 +193,7 @@ impl Cache {
 }
 
 /// Maps code that this process has just verified.
-#[allow(unsafe_code, reason = "the one exception: our own compiled code, its checksum verified with this host's key")]
+#[allow(unsafe_code, reason = "our own compiled code, its checksum verified with this host's key")]
 fn map(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
     // SAFETY: the file was made by `Component::serialize` in a process of this host: its keyed checksum was verified
     // by the only caller. It is in a folder of mode 0700, and files in it are replaced whole, never changed in place.

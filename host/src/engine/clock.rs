@@ -1,6 +1,6 @@
 //! The clock of the epochs: what makes a guest that computes give way. It ticks fast while a guest runs and slowly while
-//! none does, and when none has for a while it stands still until the next one enters: an idle host takes no processor time
-//! for it.
+//! none does, and when none has for a while it stands still until the next one enters, but for a look each second: an idle host takes next
+//! to no processor time for it.
 
 use super::idle::Idle;
 use std::io;
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_is_idle_has_no_ticks_and_one_that_is_not_has() {
+    fn it_goes_on_when_somebody_has_entered() {
         let engine = wasmtime::Engine::default();
         let (clock, idle) = (Arc::new(Clock::default()), Arc::new(Idle::new(1)));
         clock.start(&engine, Some(Arc::downgrade(&idle))).expect("a thread");
