@@ -91,7 +91,7 @@ impl Clock {
                 quiet = if clock.running() > 0 { 0 } else { quiet + 1 };
                 match quiet {
                     0 => std::thread::sleep(Duration::from_millis(TICK_MS)),
-                    ..QUIET_TICKS => std::thread::sleep(Duration::from_millis(TICK_IDLE_MS)),
+                    1..QUIET_TICKS => std::thread::sleep(Duration::from_millis(TICK_IDLE_MS)),
                     _ => {
                         let began = Instant::now();
                         clock.stand(SWEEP_EVERY);
