@@ -1,6 +1,6 @@
 //! The clock of the epochs: what makes a guest that computes give way. It ticks fast while a guest runs and slowly while
-//! none does, and when none has for a while it stands still until the next one enters, but for a look each second: an idle host takes next
-//! to no processor time for it.
+//! none does, and when none has for a while it stands still until the next one enters, but for a look each second: an idle
+//! host takes next to no processor time for it.
 
 use super::idle::Idle;
 use std::io;

@@ -1,12 +1,13 @@
 //! Runs components: one wasmtime engine per process, compiled once per digest, linked once per actor, a fresh instance
 //! per invocation.
 //!
-//! Reading order: `config` (how wasmtime is set up; `cgroup`: in how much memory), `cache` (compiled code on disk), `compile` (who
-//! makes it), `queue` (in which order), `module` (what a component imports and exports), `mapped` (an actor's code), `actor` (an actor revision
-//! and its invocations), `http`, `dynamic` and `batch` (the kinds of calls), `later` and `many` (WASI 0.3), `env` and
-//! `state` (what an actor and an instance carry), `kept` (what the host keeps for it), `limiter` and `slots` (its memory,
-//! and its right to be), `idle` (instances between requests), `granted`, `guard`, `wasi` and `outgoing` (what grants come
-//! to), `clock` (when a guest gives way), `lane` (which threads), `glue` (capabilities), `gate` (the queue).
+//! Reading order: `config` (how wasmtime is set up; `cgroup`: in how much memory), `cache` (compiled code on disk),
+//! `compile` (who makes it), `queue` (in which order), `module` (what a component imports and exports), `mapped` (an actor's
+//! code), `actor` (an actor revision and its invocations), `http`, `dynamic` and `batch` (the kinds of calls), `later` and
+//! `many` (WASI 0.3), `env` and `state` (what an actor and an instance carry), `kept` (what the host keeps for it),
+//! `limiter` and `slots` (its memory, and its right to be), `idle` (instances between requests), `granted`, `guard`, `wasi`
+//! and `outgoing` (what grants come to), `clock` (when a guest gives way), `lane` (which threads), `glue` (capabilities),
+//! `gate` (the queue).
 //!
 //! A trap, an endless loop or a memory bomb ends one invocation, with a named error. Nothing in here may panic on what
 //! a guest does, and nothing that a guest can grow is without a bound.
