@@ -1,7 +1,7 @@
 //! A hundred hostile actors beside one good one: what the good one's clients notice. The good one is asked at a steady
-//! rate, alone and beside the others in turns; the hostile ones trap, loop, grow, recurse, flood the host with calls,
-//! send their heads a byte at a time and bodies without an end. Attacks begin one after the other; in the last rows all at the
-//! same moments, which alone makes a queue, whatever they do.
+//! rate, in turns alone, beside a hundred that answer at once, and beside a hundred that trap, loop, grow, recurse, flood
+//! the host with calls, are sent heads a byte at a time and bodies without an end. Attacks begin one after the other; in
+//! the last rows all at the same moments, which alone makes a queue, whatever they do.
 
 use crate::Bench;
 use crate::figures::{Table, percentile};
@@ -44,7 +44,7 @@ enum Begin {
     AtOnce,
 }
 
-/// As many requests, of actors that answer at once: what they cost the good one is the machine's share, not the attack's.
+/// As many requests, of actors that answer at once: what they cost the good one is no attack's doing.
 const HARMLESS: Wanted = ("nothing hostile", "/");
 
 /// What a hostile actor is asked for; the last two are attacks of its clients.
@@ -72,27 +72,32 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     up.apply(&hostile(&dir)?)?;
     let target = Target::new(up.ingress, &good.host_name(), "/");
     let time = bench.time() * 2;
-    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let (mut alone, mut harmless, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     let mut outcomes = BTreeMap::new();
     bench.runtime.block_on(ask(&target, time / 4))?;
     for _ in 0..bench.rounds() {
         alone.push(bench.runtime.block_on(ask(&target, time))?);
-        let attack = under_attack(&target, up.ingress, time, None, Begin::InTurns);
-        let (times, ended) = bench.runtime.block_on(attack)?;
-        std::thread::sleep(SETTLE);
-        beside.push(times);
-        for (outcome, count) in ended {
-            *outcomes.entry(outcome).or_insert(0) += count;
+        for (only, all_times) in [(Some(HARMLESS), &mut harmless), (None, &mut beside)] {
+            let attack = under_attack(&target, up.ingress, time, only, Begin::InTurns);
+            let (times, ended) = bench.runtime.block_on(attack)?;
+            std::thread::sleep(SETTLE);
+            all_times.push(times);
+            for (outcome, count) in ended {
+                *outcomes.entry(outcome).or_insert(0) += count;
+            }
         }
     }
-    let mut rows = vec![("alone".to_owned(), all(&alone)), ("beside 100 hostile ones".to_owned(), all(&beside))];
+    let mut rows: Vec<_> =
+        [("alone", &alone), ("beside 100 harmless ones", &harmless), ("beside 100 hostile ones", &beside)]
+            .map(|(name, rounds)| (name.to_owned(), all(rounds)))
+            .into();
     let mut more = |name: String, wanted: Option<Wanted>, begin: Begin| -> Result<()> {
         let (times, _) = bench.runtime.block_on(under_attack(&target, up.ingress, time / 2, wanted, begin))?;
         std::thread::sleep(SETTLE);
         rows.push((name, times));
         Ok(())
     };
-    for wanted in std::iter::once(HARMLESS).chain(ATTACKS) {
+    for wanted in ATTACKS {
         more(format!("  all of them: {}", wanted.0), Some(wanted), Begin::InTurns)?;
     }
     more("  at the same moments: nothing hostile".to_owned(), Some(HARMLESS), Begin::AtOnce)?;
@@ -249,7 +254,7 @@ fn all(rounds: &[Vec<u32>]) -> Vec<u32> {
     times
 }
 
-/// The first row is what the others are compared to.
+/// The first two rows are what the others are compared to.
 fn print(rows: &[(String, Vec<u32>)]) {
     let mut table = Table::new([
         "the good actor",
@@ -261,10 +266,11 @@ fn print(rows: &[(String, Vec<u32>)]) {
         "slowest us",
         "p50 to alone",
         "p99 to alone",
+        "p99 to harmless",
     ]);
     for (name, times) in rows {
         let at = |share| format!("{:.0}", percentile(times, share));
-        let ratio = |share| format!("{:.2}x", percentile(times, share) / percentile(&rows[0].1, share));
+        let ratio = |to: usize, share| format!("{:.2}x", percentile(times, share) / percentile(&rows[to].1, share));
         let slowest = times.last().copied().unwrap_or_default().to_string();
         table.row([
             name.clone(),
@@ -274,12 +280,13 @@ fn print(rows: &[(String, Vec<u32>)]) {
             at(0.99),
             at(0.999),
             slowest,
-            ratio(0.5),
-            ratio(0.99),
+            ratio(0, 0.5),
+            ratio(0, 0.99),
+            ratio(1, 0.99),
         ]);
     }
     table.print();
     println!(
-        "  {PER_SECOND} requests a second of the good one on {CONNECTIONS} connections, in turns of alone and beside"
+        "  {PER_SECOND} requests a second of the good one on {CONNECTIONS} connections, in turns alone and beside both"
     );
 }

@@ -248,8 +248,6 @@ impl Actor {
         let mut results = vec![Val::Bool(false); export.results.len()];
         let until = Until::of(&run);
         let work = async move {
-            // All of it: its rights to run end when its store has, whoever waits for it.
-            let mut run = run;
             let _held = held;
             let call = async {
                 let instance = pre.instantiate_async(&mut run.store).await?;
@@ -282,8 +280,6 @@ impl Actor {
         let (shared, pre, index) = (self.shared.clone(), linked.pre.clone(), export.index);
         let until = Until::of(&run);
         let work = async move {
-            // All of it: its rights to run end when its store has, whoever waits for it.
-            let mut run = run;
             let call = async {
                 let instance = pre.instantiate_async(&mut run.store).await?;
                 let func = instance.get_func(&mut run.store, index).ok_or_else(lost)?;

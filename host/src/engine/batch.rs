@@ -66,12 +66,10 @@ impl Actor {
         };
         args.extend(job.args);
         let batch = Batch { args, stdin: job.stdin, out: out.clone() };
-        let run = self.shared.enter_with(job.deadline, Entering::First, Some(batch)).await?;
+        let mut run = self.shared.enter_with(job.deadline, Entering::First, Some(batch)).await?;
         let (shared, pre, index) = (self.shared.clone(), linked.pre.clone(), export.index);
         let until = Until::of(&run);
         let work = async move {
-            // All of it: its rights to run end when its store has, whoever waits for it.
-            let mut run = run;
             let call = async {
                 let instance = pre.instantiate_async(&mut run.store).await?;
                 let func = instance.get_func(&mut run.store, index).ok_or_else(lost)?;

@@ -61,14 +61,16 @@ impl Clock {
         Running(self.clone())
     }
 
-    /// Until an instance runs, and for so long at most.
-    fn stand(&self, at_most: Duration) {
+    /// Until an instance runs, and for so long at most. Whether one entered.
+    fn stand(&self, at_most: Duration) -> bool {
         let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.standing.fetch_add(1, Ordering::SeqCst);
-        if self.running.load(Ordering::SeqCst) == 0 {
-            drop(self.entered.wait_timeout(guard, at_most));
-        }
+        let entered = match self.running.load(Ordering::SeqCst) {
+            0 => !self.entered.wait_timeout(guard, at_most).unwrap_or_else(PoisonError::into_inner).1.timed_out(),
+            _ => true,
+        };
         self.standing.fetch_sub(1, Ordering::SeqCst);
+        entered
     }
 
     /// Moves the epoch of this engine on. Ends with the engine. One of the clocks also counts the ticks and looks after the
@@ -92,12 +94,8 @@ impl Clock {
                 match quiet {
                     0 => std::thread::sleep(Duration::from_millis(TICK_MS)),
                     1..QUIET_TICKS => std::thread::sleep(Duration::from_millis(TICK_IDLE_MS)),
-                    _ => {
-                        let began = Instant::now();
-                        clock.stand(SWEEP_EVERY);
-                        // Somebody entered: more may follow.
-                        quiet = if began.elapsed() < SWEEP_EVERY { 0 } else { QUIET_TICKS };
-                    }
+                    // Somebody entered: more may follow.
+                    _ => quiet = if clock.stand(SWEEP_EVERY) { 0 } else { QUIET_TICKS },
                 }
             }
         };
@@ -115,16 +113,17 @@ mod tests {
         // While somebody runs it does not stand at all.
         let running = clock.enter();
         let long = Duration::from_secs(3_600);
-        clock.stand(long);
+        assert!(clock.stand(long));
         drop(running);
         assert_eq!(clock.running(), 0);
+        assert!(!clock.stand(Duration::from_millis(1)));
         let stands = clock.clone();
         let standing = std::thread::spawn(move || stands.stand(long));
         while clock.standing.load(Ordering::SeqCst) == 0 {
             std::thread::yield_now();
         }
         let _running = clock.enter();
-        standing.join().expect("it was woken");
+        assert!(standing.join().expect("it was woken"));
         assert_eq!((clock.running(), clock.standing.load(Ordering::SeqCst)), (1, 0));
     }
 

@@ -16,6 +16,7 @@ use crate::metrics::{Count, Histogram};
 use crate::origin::Origin;
 use crate::spans::{self, Kind, Span};
 use proto::policy::Policy;
+use std::ops::{Deref, DerefMut};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -51,16 +52,43 @@ pub(super) struct Shared {
     pub(super) took: OnceLock<Box<Histogram>>,
 }
 
-/// One invocation: what it runs in, and its rights to run. The store goes first, so that its slot is free before
-/// another may take it.
+/// One invocation: what it runs in, and its rights to run. These end when its store has, whoever waits for it and wherever
+/// it ends.
 pub(super) struct Run {
-    pub(super) store: Store<State>,
+    alive: Option<Alive>,
     pub(super) deadline: Instant,
     /// Requests that its instance has answered before.
     served: u32,
+}
+
+/// The store goes first, so that its slot is free before another may take it.
+pub(super) struct Alive {
+    pub(super) store: Store<State>,
     slot: Slot,
     _permit: Permit,
     _running: Running,
+}
+
+impl Deref for Run {
+    type Target = Alive;
+
+    fn deref(&self) -> &Alive {
+        self.alive.as_ref().expect("taken as it ends")
+    }
+}
+
+impl DerefMut for Run {
+    fn deref_mut(&mut self) -> &mut Alive {
+        self.alive.as_mut().expect("taken as it ends")
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Some(alive) = self.alive.take() {
+            lane::leave(alive);
+        }
+    }
 }
 
 /// What is known of a run by whoever waits for it.
@@ -140,16 +168,20 @@ impl Shared {
         store.data_mut().renew(deadline);
         store.set_epoch_deadline(1);
         let running = engine.clock.enter();
-        Ok((Run { store, deadline, served, slot, _permit: permit, _running: running }, Some(proxy)))
+        let alive = Some(Alive { store, slot, _permit: permit, _running: running });
+        Ok((Run { alive, deadline, served }, Some(proxy)))
     }
 
     /// Keeps an instance that has answered for the next request, if it may have one and nothing is left of this.
     pub(super) fn keep(&self, mut run: Run, proxy: Proxy) {
         let served = run.served.saturating_add(1);
         let is_wanted = self.engine.inner.slots.is_wanted();
-        if served < self.env.limits.reuse && !is_wanted && run.store.data_mut().is_done() {
-            let warm = Warm { store: run.store, proxy, served, slot: run.slot };
-            self.engine.inner.idle.put(self.number, warm, Instant::now());
+        if served < self.env.limits.reuse
+            && !is_wanted
+            && run.store.data_mut().is_done()
+            && let Some(Alive { store, slot, .. }) = run.alive.take()
+        {
+            self.engine.inner.idle.put(self.number, Warm { store, proxy, served, slot }, Instant::now());
         }
     }
 
@@ -180,7 +212,8 @@ impl Shared {
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| on_tick(store.data()));
         let running = engine.clock.enter();
-        Ok(Run { store, deadline, served: 0, slot, _permit: permit, _running: running })
+        let alive = Some(Alive { store, slot, _permit: permit, _running: running });
+        Ok(Run { alive, deadline, served: 0 })
     }
 
     pub(super) fn may_run(&self) -> bool {

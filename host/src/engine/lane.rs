@@ -7,9 +7,11 @@
 
 use super::clock::TICK_MS;
 use crate::call::CallError;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -35,14 +37,19 @@ struct Back {
 }
 
 impl Lanes {
-    pub(super) fn start() -> std::io::Result<Self> {
+    pub(super) fn start() -> io::Result<Self> {
         // One processor is left to those who answer at once: what is put aside on one takes a moment to be.
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1));
+        let left = take_apart()?;
+        let begin = move || {
+            LEFT.set(Some(left.clone()));
+            yield_to_all();
+        };
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name("back")
             .enable_all()
-            .on_thread_start(yield_to_all)
+            .on_thread_start(begin)
             .build()?;
         Ok(Self { inner: Arc::new(Back { handle: runtime.handle().clone(), runtime: Some(runtime) }) })
     }
@@ -71,6 +78,28 @@ fn yield_to_all() {
             tracing::debug!(?error, "threads for long work have a low priority, not the idle one");
         }
     }
+}
+
+thread_local! {
+    /// On a thread in the back: where what ends on it goes.
+    static LEFT: RefCell<Option<mpsc::Sender<Box<dyn Send>>>> = const { RefCell::new(None) };
+}
+
+/// Drops an instance, with its rights to run. On a thread in the back another does it: giving memory back to the operating
+/// system takes locks that all of the process shares, and who runs only when no other wants the processor would keep them
+/// for as long as others want it.
+pub(super) fn leave(instance: impl Send + 'static) {
+    if let Ok(Some(left)) = LEFT.try_with(|left| left.borrow().clone()) {
+        // Never more than there are slots, which they hold. When nobody takes them any more this drops it.
+        let _ = left.send(Box::new(instance));
+    }
+}
+
+/// Starts the thread that drops what is left to it; it ends with the last who may leave something.
+fn take_apart() -> io::Result<mpsc::Sender<Box<dyn Send>>> {
+    let (left, takes) = mpsc::channel();
+    std::thread::Builder::new().name("apart".into()).spawn(move || takes.into_iter().for_each(drop))?;
+    Ok(left)
 }
 
 /// Turns shorter than this are counted by the time on the wall. Asking for a thread's processor time is a system call, so a
@@ -367,6 +396,25 @@ mod tests {
         let idle: Work<()> = Box::pin(std::future::pending());
         drop(Laned::new(idle, &lanes, Arc::default(), habit.clone()));
         assert_eq!(back(), 2 * BACK_AFTER_LONG - 1);
+    }
+
+    #[tokio::test]
+    async fn what_ends_in_the_back_is_taken_apart_by_another_thread() {
+        struct Instance(Option<tokio::sync::oneshot::Sender<Option<String>>>);
+        impl Drop for Instance {
+            fn drop(&mut self) {
+                let _ = self.0.take().unwrap().send(std::thread::current().name().map(str::to_owned));
+            }
+        }
+        let lanes = Lanes::start().unwrap();
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        lanes.inner.handle.spawn(async move { leave(Instance(Some(tx))) }).await.unwrap();
+        assert_eq!(rx.await.unwrap().as_deref(), Some("apart"));
+        // Elsewhere it is done at once.
+        let (tx, mut rx) = tokio::sync::oneshot::channel();
+        leave(Instance(Some(tx)));
+        assert!(rx.try_recv().unwrap().is_some());
+        drop(lanes);
     }
 
     #[tokio::test]

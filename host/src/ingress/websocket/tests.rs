@@ -4,7 +4,8 @@
 use super::events::{Event, Kind, MEDIA_TYPE, decode, encode};
 use super::full;
 use crate::call::{Body, CallError};
-use crate::ingress::tests::{connect_tls, route, table, write_pair};
+use crate::ingress::tests::certificates::{connect_tls, write_pair};
+use crate::ingress::tests::{route, table};
 use crate::ingress::{
     Access, AccessTarget, Behind, Dispatch, Ingress, Limits, Meter, Route, Routes, SOCKETS_ENDED, tls,
 };

@@ -13,6 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+mod bounds;
+pub(super) mod certificates;
+
 /// Says what it was asked; some paths have other ends.
 #[derive(Default)]
 struct Actors {
@@ -209,38 +212,6 @@ async fn http2_in_the_clear_is_spoken() {
 }
 
 #[tokio::test]
-async fn an_idle_http2_client_is_let_go() {
-    let limits = Limits { idle: Duration::from_millis(50), ..Limits::default() };
-    let bench = bench(limits).await;
-    let io = TokioIo::new(bench.connect().await);
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), io).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), connection).await.unwrap().unwrap();
-    drop(sender);
-}
-
-#[tokio::test]
-async fn slow_heads_are_cut_off() {
-    let limits = Limits { head_wait: Duration::from_millis(100), ..Limits::default() };
-    let bench = bench(limits).await;
-    for begun in ["", "P", "PRI * HTTP", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
-        let answer = tokio::time::timeout(Duration::from_secs(5), bench.raw(begun.as_bytes())).await;
-        assert!(answer.is_ok(), "{begun:?} still holds its connection");
-    }
-    let mut stream = bench.connect().await;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").await.unwrap();
-    // Sending a little now and then does not help.
-    let dripped = async {
-        while stream.write_all(b"X-A: b\r\n").await.is_ok() {
-            tokio::task::yield_now().await
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(5), dripped).await.unwrap();
-    assert_eq!(bench.actors.asked.load(Ordering::SeqCst), 0);
-    assert!(bench.get("x", "/").await.starts_with("HTTP/1.1 200"), "others are served");
-}
-
-#[tokio::test]
 async fn wrong_requests_are_refused_and_the_next_is_served() {
     let bench = bench(Limits { head_wait: Duration::from_millis(300), ..Limits::default() }).await;
     let large = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Large: {}\r\n\r\n", "a".repeat(70_000));
@@ -266,16 +237,6 @@ async fn wrong_requests_are_refused_and_the_next_is_served() {
     }
     assert_eq!(bench.actors.asked.load(Ordering::SeqCst), 0);
     assert!(bench.get("x", "/").await.starts_with("HTTP/1.1 200"));
-}
-
-#[tokio::test]
-async fn a_full_house_waits_for_a_place() {
-    let limits = Limits { connections_max: 1, head_wait: Duration::from_millis(200), ..Limits::default() };
-    let bench = bench(limits).await;
-    let _idle = bench.connect().await;
-    // Served when the idle one has been cut off.
-    let answer = tokio::time::timeout(Duration::from_secs(5), bench.get("x", "/")).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
 #[tokio::test]
@@ -333,116 +294,6 @@ async fn only_loopback_is_listened_on_in_the_clear() {
     assert!(matches!(started.err(), Some(Error::Listen { .. })));
 }
 
-/// A certificate for a name, as files.
-pub(super) fn write_pair(
-    dir: &std::path::Path,
-    file: &str,
-    name: &str,
-) -> (tls::Pair, rustls::pki_types::CertificateDer<'static>) {
-    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
-    let pair = (dir.join(format!("{file}.pem")), dir.join(format!("{file}.key")));
-    std::fs::write(&pair.0, made.cert.pem()).unwrap();
-    std::fs::write(&pair.1, made.signing_key.serialize_pem()).unwrap();
-    (pair, made.cert.der().clone())
-}
-
-/// Connects as a client that trusts only this certificate.
-pub(super) async fn connect_tls(
-    at: std::net::SocketAddr,
-    name: &'static str,
-    alpn: &[u8],
-    trusted: &rustls::pki_types::CertificateDer<'static>,
-) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(trusted.clone()).unwrap();
-    let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut client = client.unwrap().with_root_certificates(roots).with_no_client_auth();
-    client.alpn_protocols = vec![alpn.to_vec()];
-    let stream = TcpStream::connect(at).await.unwrap();
-    tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name.try_into().unwrap(), stream).await
-}
-
-async fn ask_tls(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> String {
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
-}
-
-#[tokio::test]
-async fn tls_has_a_certificate_for_each_name_and_takes_new_ones_up() {
-    let dir = tempfile::tempdir().unwrap();
-    let (shop, shop_cert) = write_pair(dir.path(), "shop", "shop.example");
-    let (cafe, cafe_cert) = write_pair(dir.path(), "cafe", "cafe.example");
-    let secrets = dir.path().join("secrets");
-    std::fs::create_dir(&secrets).unwrap();
-    let sources =
-        [tls::Source::Files(shop.clone()), tls::Source::Files(cafe.clone()), tls::Source::Secret(secrets.clone())];
-    let served = tls::server(&sources).unwrap();
-    let (_routes, seen) = watch::channel(table(&[route("", "/", "root")], &Book::default()));
-    let limits = Limits { head_wait: Duration::from_millis(500), ..Limits::default() };
-    let behind = Behind { limits, ..Behind::new(seen, Arc::new(Actors::default())) };
-    let meter = behind.meter.clone();
-    let ingress = Ingress::start("127.0.0.1:0".parse().unwrap(), Some(served.config), behind).await.unwrap();
-    let at = ingress.addr();
-
-    for (name, cert) in [("shop.example", &shop_cert), ("cafe.example", &cafe_cert)] {
-        let answer = ask_tls(&mut connect_tls(at, name, b"http/1.1", cert).await.unwrap()).await;
-        assert!(answer.contains("app/root GET /"), "{answer}");
-    }
-    assert!(connect_tls(at, "cafe.example", b"http/1.1", &shop_cert).await.is_err(), "it is not the first one's");
-    let http2 = connect_tls(at, "shop.example", b"h2", &shop_cert).await.unwrap();
-    assert_eq!(http2.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(http2)).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::builder().uri("https://shop.example/h2").body(body(String::new())).unwrap();
-    assert_eq!(sender.send_request(request).await.unwrap().status(), 200);
-
-    // Who never shakes hands, or speaks in the clear, is cut off.
-    for bytes in [b"".as_slice(), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"] {
-        let mut stream = TcpStream::connect(at).await.unwrap();
-        stream.write_all(bytes).await.unwrap();
-        let mut answer = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
-        assert!(ended.is_ok() && !answer.starts_with(b"HTTP"), "{answer:?}");
-    }
-    assert!(meter.handshakes_failed.get() >= 3, "the wrong name is one, too");
-
-    // A broken file changes nothing; a good one is shown without a new start.
-    std::fs::write(&shop.0, "garbage").unwrap();
-    let (_, renewed) = write_pair(dir.path(), "cafe", "cafe.example");
-    let end = std::time::Instant::now() + Duration::from_secs(60);
-    while connect_tls(at, "cafe.example", b"http/1.1", &renewed).await.is_err() {
-        assert!(std::time::Instant::now() < end, "the new certificate is not shown");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(connect_tls(at, "cafe.example", b"http/1.1", &cafe_cert).await.is_err());
-    let answer = ask_tls(&mut connect_tls(at, "shop.example", b"http/1.1", &shop_cert).await.unwrap()).await;
-    assert!(answer.contains("app/root GET /"), "{answer}");
-    assert_eq!(served.certificates.failed(), 1);
-
-    // A secret that is mounted meanwhile, and then again with what is new in it.
-    for version in ["..1", "..2"] {
-        let (pair, cert) = write_pair(dir.path(), "bar", "bar.example");
-        let at = secrets.join("bar");
-        std::fs::create_dir_all(at.join(version)).unwrap();
-        std::fs::rename(&pair.0, at.join(version).join("tls.crt")).unwrap();
-        std::fs::rename(&pair.1, at.join(version).join("tls.key")).unwrap();
-        std::os::unix::fs::symlink(version, at.join("..next")).unwrap();
-        std::fs::rename(at.join("..next"), at.join("..data")).unwrap();
-        for file in ["tls.crt", "tls.key"] {
-            let _ = std::os::unix::fs::symlink(std::path::Path::new("..data").join(file), at.join(file));
-        }
-        let end = std::time::Instant::now() + Duration::from_secs(60);
-        while connect_tls(ingress.addr(), "bar.example", b"http/1.1", &cert).await.is_err() {
-            assert!(std::time::Instant::now() < end, "version {version} is not shown");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-}
-
 #[tokio::test]
 async fn requests_have_an_id_and_a_trace() {
     let bench = bench(Limits::default()).await;
@@ -463,75 +314,6 @@ async fn other_upgrades_may_be_ignored() {
     let bench = bench(Limits::default()).await;
     let asked = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n";
     assert!(bench.raw(asked).await.starts_with("HTTP/1.1 200 "));
-}
-
-#[tokio::test]
-async fn a_body_that_stops_coming_ends_its_request() {
-    let limits = Limits { body_wait: Duration::from_millis(100), ..Limits::default() };
-    let bench = bench(limits).await;
-    let begun = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf";
-    let answer = tokio::time::timeout(Duration::from_secs(20), bench.raw(begun)).await.unwrap();
-    let text = "nothing came of the request's body for 0.1 s, and it is not complete";
-    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains(text), "{answer}");
-}
-
-#[tokio::test]
-async fn one_address_has_its_share_of_the_connections() {
-    let bench = bench(Limits { connections_max: 9, share_min: 2, ..Limits::default() }).await;
-    let mut open = Vec::new();
-    // Those that are within the share are served, and stay.
-    for _ in 0..5 {
-        let mut stream = bench.connect().await;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-        assert!(stream.read(&mut [0; 4_096]).await.unwrap() > 0);
-        open.push(stream);
-    }
-    assert_eq!(bench.get("x", "/").await, "");
-    assert_eq!(bench.meter.crowded.get(), 1);
-    // Another address of the same machine.
-    let other = tokio::net::TcpSocket::new_v4().unwrap();
-    other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let mut other = other.connect(bench.ingress.addr()).await.unwrap();
-    other.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    other.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    drop(open);
-    while bench.meter.taken.get() > bench.meter.ended.get() {
-        tokio::task::yield_now().await;
-    }
-    assert!(bench.get("x", "/").await.starts_with("HTTP/1.1 200 "));
-}
-
-#[tokio::test]
-async fn clients_that_take_nothing_are_cut_off() {
-    let limits =
-        Limits { take_wait: Duration::from_millis(200), idle: Duration::from_millis(200), ..Limits::default() };
-    let bench = bench(limits).await;
-    // HTTP/1: the socket's buffers are full, and nobody reads.
-    let mut stream = bench.connect().await;
-    stream.write_all(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    bench.actors.endless_ended.notified().await;
-    // HTTP/2: the stream's window is closed, the connection lives.
-    let io = TokioIo::new(bench.connect().await);
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
-    let connection = tokio::spawn(connection);
-    let request = Request::builder().uri("http://x/endless").body(body(String::new())).unwrap();
-    let response = sender.send_request(request).await.unwrap();
-    bench.actors.endless_ended.notified().await;
-    assert_eq!(bench.meter.stalled.get(), 1);
-    drop(response);
-    let _ = connection.await;
-    // An actor that lets its client wait is no such client's fault.
-    let io = TokioIo::new(bench.connect().await);
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::builder().uri("http://x/slow").body(body(String::new())).unwrap();
-    let asked = tokio::spawn(async move { sender.send_request(request).await });
-    bench.actors.slow_begun.notified().await;
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    bench.actors.slow_may_end.notify_one();
-    assert_eq!(asked.await.unwrap().unwrap().status(), 200);
 }
 
 #[tokio::test]
