@@ -3,7 +3,7 @@
 //! that does not look): then a new connection takes its place and everything that listened listens again.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -204,12 +204,18 @@ async fn subscribe(client: &Client, subject: &str, queue: Option<&str>) -> Optio
 
 async fn connect(config: &Config, observer: &Arc<Observer>, stop: &CancellationToken) -> Result<Client, Error> {
     let dice = RandomState::new();
+    let has_tried = AtomicBool::new(false);
     let stop = stop.clone();
     let observer = Arc::clone(observer);
     config
         .options()?
         .reconnect_delay_callback(move |attempts| {
-            if stop.is_cancelled() { AFTER_CLOSE } else { config::backoff(attempts, dice.hash_one(attempts)) }
+            match has_tried.swap(true, Ordering::Relaxed) {
+                _ if stop.is_cancelled() => AFTER_CLOSE,
+                // There is nobody yet to come back in step with.
+                false => Duration::ZERO,
+                true => config::backoff(attempts, dice.hash_one(attempts)),
+            }
         })
         .event_callback(move |event| {
             observer.event(&event);

@@ -82,7 +82,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             let (times, ended) = bench.runtime.block_on(attack)?;
             std::thread::sleep(SETTLE);
             all_times.push(times);
-            for (outcome, count) in ended {
+            for (outcome, count) in ended.into_iter().filter(|_| only.is_none()) {
                 *outcomes.entry(outcome).or_insert(0) += count;
             }
         }

@@ -35,6 +35,9 @@ const TELLING_SHARE: u32 = 10;
 const TELLING_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// A step of bringing something up is told when it has lasted for so long, and not more often: most are over before.
 const STEP_TELL: Duration = Duration::from_millis(250);
+/// A host that no scheduler has assigned anything says again that it is there: after so long, then twice that, and so on
+/// until its heartbeats say so as often.
+const GREET_AGAIN: Duration = Duration::from_millis(100);
 /// How often expired values are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
 const SWEEP_MIN: Duration = Duration::from_secs(1);
@@ -122,13 +125,18 @@ impl Loop {
         let mut look = tokio::time::interval(LEASE_LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (pulse, steps) = (self.parts.pulse.clone(), self.parts.steps.clone());
-        let mut greeted = 0;
+        let (mut greeted, mut greet_at, mut greet_pause) = (0, None, GREET_AGAIN);
         loop {
             let now = *connection.borrow_and_update();
-            if now.up && now.count != greeted {
+            let is_new = now.up && now.count != greeted;
+            if is_new || greet_at.is_some_and(|at| at <= Instant::now()) {
+                greet_pause = if is_new { GREET_AGAIN } else { greet_pause * 2 };
                 greeted = now.count;
                 self.hello().await;
                 self.keeper.change();
+                // The scheduler may connect a moment later; one that knows this host need not be told again.
+                let is_unknown = self.keeper.fence().1 == 0 && greet_pause < self.beat_every();
+                greet_at = is_unknown.then(|| Instant::now() + greet_pause);
             }
             self.reconcile();
             if self.keeper.has_changed() && Instant::now() >= self.tell_at {
@@ -161,6 +169,7 @@ impl Loop {
                     self.step_at.get_or_insert_with(|| Instant::now() + STEP_TELL);
                 }
                 () = until(self.step_at), if self.step_at.is_some() => {}
+                () = until(greet_at), if greet_at.is_some() => {}
                 _ = look.tick(), if self.keeper.has_strict() => {}
                 Ok(()) = connection.changed() => {}
                 _ = beat.tick() => self.beat(false).await,

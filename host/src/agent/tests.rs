@@ -238,6 +238,21 @@ async fn nor_does_one_that_comes_over_the_bus() {
     hello.swapped(swaps(1_000), &clients, asking).await;
 }
 
+#[tokio::test]
+async fn a_host_that_nobody_heard_says_again_that_it_is_there() {
+    let broker = Broker::start(broker::Config { listen: "127.0.0.1:0".parse().unwrap(), token: None }).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(config(dir.path()), connect(&broker).await).await.unwrap();
+    // As a scheduler that connects a moment later.
+    let bus = connect(&broker).await;
+    let mut hellos = bus.subscribe(bus.subjects().every_hello()).await.unwrap();
+    for _ in 0..2 {
+        let message = tokio::time::timeout(Duration::from_secs(60), hellos.next()).await.unwrap().unwrap();
+        assert!(bus.decode::<pb::Hello>(&message.payload).is_some());
+    }
+    drop(agent);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_tells_what_it_does() {
     let broker = Broker::start(broker::Config { listen: "127.0.0.1:0".parse().unwrap(), token: None }).unwrap();

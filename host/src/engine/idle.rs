@@ -46,16 +46,15 @@ impl<T> Idle<T> {
         Self { inner: Mutex::new(inner), len_max }
     }
 
-    pub(super) fn put(&self, actor: u64, thing: T, now: Instant) {
+    /// Gives the one back that has to go for it.
+    pub(super) fn put(&self, actor: u64, thing: T, now: Instant) -> Option<T> {
         let mut inner = self.lock();
         let number = inner.next;
         inner.next += 1;
         inner.waiting.insert((actor, number), (now, thing));
         inner.order.insert(number, actor);
-        let over = if inner.order.len() > self.len_max { inner.oldest() } else { None };
-        drop(inner);
         // Dropping an instance takes its time: not under the lock, here and below.
-        drop(over);
+        if inner.order.len() > self.len_max { inner.oldest() } else { None }
     }
 
     pub(super) fn take(&self, actor: u64) -> Option<T> {
@@ -65,7 +64,7 @@ impl<T> Idle<T> {
         inner.remove(key)
     }
 
-    /// Lets the one go that waited longest; whether there was one.
+    /// Lets the one go that waited longest; whether there was one. Its slot and memory are free when this returns.
     pub(super) fn evict(&self) -> bool {
         let oldest = self.lock().oldest();
         oldest.is_some()

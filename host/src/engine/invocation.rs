@@ -52,8 +52,8 @@ pub(super) struct Shared {
     pub(super) took: OnceLock<Box<Histogram>>,
 }
 
-/// One invocation: what it runs in, and its rights to run. These end when its store has, whoever waits for it and wherever
-/// it ends.
+/// One invocation: what it runs in, and its rights to run. These end when its store has, before its result is told, or on
+/// their own when nobody waits for that any more.
 pub(super) struct Run {
     alive: Option<Alive>,
     pub(super) deadline: Instant,
@@ -181,7 +181,8 @@ impl Shared {
             && run.store.data_mut().is_done()
             && let Some(Alive { store, slot, .. }) = run.alive.take()
         {
-            self.engine.inner.idle.put(self.number, Warm { store, proxy, served, slot }, Instant::now());
+            let over = self.engine.inner.idle.put(self.number, Warm { store, proxy, served, slot }, Instant::now());
+            lane::leave(over);
         }
     }
 

@@ -9,13 +9,15 @@ use super::clock::TICK_MS;
 use crate::call::CallError;
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Processor time that an invocation may use on the threads that serve.
@@ -24,6 +26,8 @@ pub(super) const TURN: Duration = Duration::from_millis(5);
 const BACK_AFTER_LONG: u32 = 8;
 const BACK_AFTER_BROKEN: u32 = 2;
 const BACK_MAX: u32 = 64;
+/// Threads in the back to one that takes apart what ends on them.
+const BACK_TO_ONE: usize = 8;
 
 /// The threads in the back; clones are the same.
 #[derive(Clone)]
@@ -40,9 +44,11 @@ impl Lanes {
     pub(super) fn start() -> io::Result<Self> {
         // One processor is left to those who answer at once: what is put aside on one takes a moment to be.
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1));
-        let left = take_apart()?;
+        let lefts = (0..threads.div_ceil(BACK_TO_ONE)).map(|_| take_apart()).collect::<io::Result<Vec<_>>>()?;
+        let begun = AtomicUsize::new(0);
         let begin = move || {
-            LEFT.set(Some(left.clone()));
+            let number = begun.fetch_add(1, Ordering::Relaxed);
+            LEFT.set(Some(lefts[number % lefts.len()].clone()));
             yield_to_all();
         };
         let runtime = Builder::new_multi_thread()
@@ -80,25 +86,46 @@ fn yield_to_all() {
     }
 }
 
+/// Where the threads in the back leave what another is to drop, in that order.
+type Left = mpsc::Sender<Box<dyn Send>>;
+
 thread_local! {
-    /// On a thread in the back: where what ends on it goes.
-    static LEFT: RefCell<Option<mpsc::Sender<Box<dyn Send>>>> = const { RefCell::new(None) };
+    static LEFT: RefCell<Option<Left>> = const { RefCell::new(None) };
+}
+
+/// `None` on all threads but those in the back.
+fn left() -> Option<Left> {
+    LEFT.try_with(|left| left.borrow().clone()).ok().flatten()
 }
 
 /// Drops an instance, with its rights to run. On a thread in the back another does it: giving memory back to the operating
 /// system takes locks that all of the process shares, and who runs only when no other wants the processor would keep them
 /// for as long as others want it.
 pub(super) fn leave(instance: impl Send + 'static) {
-    if let Ok(Some(left)) = LEFT.try_with(|left| left.borrow().clone()) {
+    if let Some(left) = left() {
         // Never more than there are slots, which they hold. When nobody takes them any more this drops it.
         let _ = left.send(Box::new(instance));
     }
 }
 
-/// Starts the thread that drops what is left to it; it ends with the last who may leave something.
-fn take_apart() -> io::Result<mpsc::Sender<Box<dyn Send>>> {
-    let (left, takes) = mpsc::channel();
-    std::thread::Builder::new().name("apart".into()).spawn(move || takes.into_iter().for_each(drop))?;
+/// Ends when all has been dropped that this thread has left; `None` if it leaves nothing.
+fn all_dropped() -> Option<oneshot::Receiver<()>> {
+    let (last, dropped) = oneshot::channel();
+    left()?.send(Box::new(last)).ok()?;
+    Some(dropped)
+}
+
+/// Starts a thread that drops what is left to it; it ends with the last who may leave something.
+fn take_apart() -> io::Result<Left> {
+    let (left, takes) = mpsc::channel::<Box<dyn Send>>();
+    let run = move || {
+        for thing in takes {
+            if catch_unwind(AssertUnwindSafe(|| drop(thing))).is_err() {
+                tracing::error!("an instance broke as it was dropped; please report it");
+            }
+        }
+    };
+    std::thread::Builder::new().name("apart".into()).spawn(run)?;
     Ok(left)
 }
 
@@ -217,7 +244,7 @@ impl Habit {
     }
 }
 
-/// An invocation in its lane. Dropped, it ends wherever it is.
+/// An invocation in its lane. Dropped, it ends wherever it is. What comes of it is told when its instance is gone.
 pub(super) struct Laned<T> {
     state: Lane<T>,
     /// It was put aside, and is known to be long by that.
@@ -231,9 +258,17 @@ pub(super) type Work<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Se
 
 enum Lane<T> {
     Front(Work<T>),
-    Back(AbortOnDropHandle<Result<T, CallError>>),
-    /// It has ended, or is between the two.
+    Back(AbortOnDropHandle<Ended<T>>),
+    /// It has ended, its instance not yet.
+    Leaving(Ended<T>),
+    /// All has ended, or it is between the two.
     Nowhere,
+}
+
+/// What came of it, and whose end its instance's is.
+struct Ended<T> {
+    result: Result<T, CallError>,
+    dropped: Option<oneshot::Receiver<()>>,
 }
 
 impl<T: Send + 'static> Laned<T> {
@@ -250,13 +285,38 @@ impl<T: Send + 'static> Laned<T> {
         let (spent, habit, is_known) = (self.spent.clone(), self.habit.clone(), self.is_known);
         spent.in_back.store(true, Ordering::Relaxed);
         let task = async move {
-            let ended = std::future::poll_fn(|cx| spent.turn(|| work.as_mut().poll(cx))).await;
+            let result = std::future::poll_fn(|cx| spent.turn(|| work.as_mut().poll(cx))).await;
             if !is_known {
-                habit.note(&spent, &ended);
+                habit.note(&spent, &result);
             }
-            ended
+            drop(work);
+            Ended { result, dropped: all_dropped() }
         };
         Lane::Back(AbortOnDropHandle::new(self.lanes.inner.handle.spawn(task)))
+    }
+}
+
+impl<T: Send + 'static> Laned<T> {
+    /// In front, until it has ended or is put aside.
+    fn poll_front(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Lane::Front(work) = &mut self.state else { return Poll::Ready(()) };
+        if let Poll::Ready(result) = self.spent.turn(|| work.as_mut().poll(cx)) {
+            self.habit.note(&self.spent, &result);
+            self.state = Lane::Nowhere;
+            // Somebody in the back may have asked.
+            self.state = Lane::Leaving(Ended { result, dropped: all_dropped() });
+            return Poll::Ready(());
+        }
+        if !self.spent.is_long() {
+            return Poll::Pending;
+        }
+        if let Lane::Front(work) = std::mem::replace(&mut self.state, Lane::Nowhere) {
+            // The others that come meanwhile need not show it first.
+            self.is_known = true;
+            self.habit.add(BACK_AFTER_LONG);
+            self.state = self.in_back(work);
+        }
+        Poll::Ready(())
     }
 }
 
@@ -265,33 +325,30 @@ impl<T: Send + 'static> Future for Laned<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if let Lane::Front(work) = &mut this.state {
-            if let Poll::Ready(ended) = this.spent.turn(|| work.as_mut().poll(cx)) {
-                this.habit.note(&this.spent, &ended);
-                this.state = Lane::Nowhere;
-                return Poll::Ready(ended);
-            }
-            if !this.spent.is_long() {
-                return Poll::Pending;
-            }
-            if let Lane::Front(work) = std::mem::replace(&mut this.state, Lane::Nowhere) {
-                // The others that come meanwhile need not show it first.
-                this.is_known = true;
-                this.habit.add(BACK_AFTER_LONG);
-                this.state = this.in_back(work);
+        ready!(this.poll_front(cx));
+        if let Lane::Back(handle) = &mut this.state {
+            match ready!(Pin::new(handle).poll(cx)) {
+                Ok(ended) => this.state = Lane::Leaving(ended),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // Its threads are going: so is whoever waits.
+                    Err(_) => return Poll::Pending,
+                },
             }
         }
-        let Lane::Back(handle) = &mut this.state else { return Poll::Pending };
-        match std::task::ready!(Pin::new(handle).poll(cx)) {
-            Ok(ended) => Poll::Ready(ended),
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // Its threads are going: so is whoever waits.
-                Err(_) => Poll::Pending,
-            },
+        let Lane::Leaving(ended) = &mut this.state else { return Poll::Pending };
+        if let Some(dropped) = &mut ended.dropped {
+            let _ = ready!(Pin::new(dropped).poll(cx));
+        }
+        match std::mem::replace(&mut this.state, Lane::Nowhere) {
+            Lane::Leaving(ended) => Poll::Ready(ended.result),
+            _ => Poll::Pending,
         }
     }
 }
+
+// What comes of it is only ever moved.
+impl<T> Unpin for Laned<T> {}
 
 impl<T> Drop for Laned<T> {
     /// Most that are long do not end by themselves: their time is over, or who asked has gone.
@@ -361,8 +418,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_dropped_ends_in_the_back_too() {
         let lanes = Lanes::start().unwrap();
-        let (tx, rx) = tokio::sync::oneshot::channel::<()>();
-        let forever = |held: Option<tokio::sync::oneshot::Sender<()>>| -> Work<()> {
+        let (tx, rx) = oneshot::channel::<()>();
+        let forever = |held: Option<oneshot::Sender<()>>| -> Work<()> {
             Box::pin(async move {
                 let _held = held;
                 loop {
@@ -400,18 +457,32 @@ mod tests {
 
     #[tokio::test]
     async fn what_ends_in_the_back_is_taken_apart_by_another_thread() {
-        struct Instance(Option<tokio::sync::oneshot::Sender<Option<String>>>);
+        struct Broken;
+        impl Drop for Broken {
+            fn drop(&mut self) {
+                panic!("of a test");
+            }
+        }
+        struct Instance(Option<oneshot::Sender<Option<String>>>);
         impl Drop for Instance {
             fn drop(&mut self) {
                 let _ = self.0.take().unwrap().send(std::thread::current().name().map(str::to_owned));
             }
         }
         let lanes = Lanes::start().unwrap();
-        let (tx, rx) = tokio::sync::oneshot::channel();
-        lanes.inner.handle.spawn(async move { leave(Instance(Some(tx))) }).await.unwrap();
-        assert_eq!(rx.await.unwrap().as_deref(), Some("apart"));
+        let (tx, mut rx) = oneshot::channel();
+        let habit = Arc::new(Habit::default());
+        habit.add(1);
+        let work: Work<()> = Box::pin(async move {
+            // Nor does one that breaks keep the next from being dropped.
+            leave(Broken);
+            leave(Instance(Some(tx)));
+            Ok(())
+        });
+        Laned::new(work, &lanes, Arc::default(), habit).await.unwrap();
+        assert_eq!(rx.try_recv().unwrap().as_deref(), Some("apart"), "before the result is told");
         // Elsewhere it is done at once.
-        let (tx, mut rx) = tokio::sync::oneshot::channel();
+        let (tx, mut rx) = oneshot::channel();
         leave(Instance(Some(tx)));
         assert!(rx.try_recv().unwrap().is_some());
         drop(lanes);
