@@ -59,7 +59,7 @@ impl Wire {
     pub(crate) async fn start(config: &Config, drops: Arc<Drops>) -> Result<Arc<Self>, Error> {
         let stop = CancellationToken::new();
         let observer = Arc::new(Observer { sender: watch::Sender::default(), problem: Mutex::default(), drops });
-        let client = connect(config, &observer, &stop).await?;
+        let client = connect(config, &observer, &stop, false).await?;
         let wire = Arc::new(Self {
             config: config.clone(),
             client: RwLock::new(Arc::new(client)),
@@ -125,7 +125,7 @@ impl Wire {
                 () = self.closing.cancelled() => return,
                 () = sleep(REVIVE_PAUSE) => {}
             }
-            match connect(&self.config, &self.observer, &self.stop).await {
+            match connect(&self.config, &self.observer, &self.stop, true).await {
                 Ok(client) => {
                     let before = self.client().statistics().connects.load(Ordering::Relaxed);
                     self.connects_before.fetch_add(before, Ordering::Relaxed);
@@ -202,9 +202,15 @@ async fn subscribe(client: &Client, subject: &str, queue: Option<&str>) -> Optio
     subscribed.ok()
 }
 
-async fn connect(config: &Config, observer: &Arc<Observer>, stop: &CancellationToken) -> Result<Client, Error> {
+/// `again`: there was a connection before, and others may have lost theirs with it.
+async fn connect(
+    config: &Config,
+    observer: &Arc<Observer>,
+    stop: &CancellationToken,
+    again: bool,
+) -> Result<Client, Error> {
     let dice = RandomState::new();
-    let has_tried = AtomicBool::new(false);
+    let has_tried = AtomicBool::new(again);
     let stop = stop.clone();
     let observer = Arc::clone(observer);
     config

@@ -30,7 +30,8 @@ fn cut_again_and_again(mut disk: Disk) {
     let mut acknowledged = Acknowledged::default();
     let mut true_cuts = 0;
     for (round, ms) in WRITING_MS.into_iter().enumerate() {
-        let unsynced = disk.path().join("unsynced");
+        // Another each time: what an earlier cut left would be there again.
+        let unsynced = disk.path().join(format!("unsynced-{round}"));
         up.write_until_cut(&mut acknowledged, &disk, Duration::from_millis(ms), || {
             std::fs::write(&unsynced, [7; 100_000]).unwrap();
         });

@@ -129,6 +129,9 @@ impl Loop {
         loop {
             let now = *connection.borrow_and_update();
             let is_new = now.up && now.count != greeted;
+            if self.keeper.fence().1 > 0 {
+                greet_at = None;
+            }
             if is_new || greet_at.is_some_and(|at| at <= Instant::now()) {
                 greet_pause = if is_new { GREET_AGAIN } else { greet_pause * 2 };
                 greeted = now.count;

@@ -6,7 +6,7 @@
 use super::actor::{Actor, HANDLER};
 use super::body::{self, Answer, Asked};
 use super::invocation::{Entering, Run, Shared, Until};
-use super::lane::{Laned, Work};
+use super::lane::{Ended, Laned, Work};
 use super::state::{HEADER_BYTES_MAX, State};
 use super::{failed, later};
 use crate::call::{Body, CallError, HttpServe};
@@ -96,7 +96,11 @@ impl Actor {
                 return Err(asked_body.or(failed::answered(label, &code)));
             }
             None => {
-                let error = guest.ended.and_then(Result::err).unwrap_or_else(|| no_response(label));
+                let ended = match guest.ended.take() {
+                    Some(ended) => ended.told().await.err(),
+                    None => None,
+                };
+                let error = ended.unwrap_or_else(|| no_response(label));
                 return Err(asked_body.or(error));
             }
         };
@@ -182,7 +186,7 @@ async fn guest(
 /// A guest and what came of it. It runs on its caller's task until the head is there: most are done by then.
 struct Running {
     guest: Option<Guest>,
-    ended: Option<Result<(), CallError>>,
+    ended: Option<Ended<()>>,
 }
 
 impl Running {
@@ -220,12 +224,12 @@ impl Running {
     /// Lets a guest that has more to do go on by itself, until its deadline.
     fn run_on(mut self, shared: Arc<Shared>, until: Until, broken: Arc<OnceLock<CallError>>) {
         if let Some(ended) = self.ended {
-            let _ = shared.count(ended);
+            let _ = shared.count(ended.result);
         }
         let Some(mut guest) = self.guest.take() else { return };
         tokio::spawn(async move {
             let ended = match shared.until(until.deadline, &mut guest).await {
-                Ok(ended) => ended,
+                Ok(ended) => ended.told().await,
                 Err(_) => {
                     let late = shared.late(&until.log);
                     let _ = broken.set(late.clone());

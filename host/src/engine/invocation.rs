@@ -9,7 +9,7 @@ use super::lane::{Habit, Laned, Spent, Work};
 use super::output::Log;
 use super::slots::{self, Slot};
 use super::state::{Env, State};
-use super::{Engine, config, failed, lane};
+use super::{Engine, apart, config, failed, lane};
 use crate::call::CallError;
 use crate::holding::Holding;
 use crate::metrics::{Count, Histogram};
@@ -86,7 +86,8 @@ impl DerefMut for Run {
 impl Drop for Run {
     fn drop(&mut self) {
         if let Some(alive) = self.alive.take() {
-            lane::leave(alive);
+            alive.store.data().spent.leaves();
+            apart::leave(alive);
         }
     }
 }
@@ -166,10 +167,13 @@ impl Shared {
             return Ok((self.fresh(deadline, permit, Entering::First, None).await?, None));
         };
         store.data_mut().renew(deadline);
+        Ok((self.run(store, slot, permit, deadline, served), Some(proxy)))
+    }
+
+    fn run(&self, mut store: Store<State>, slot: Slot, permit: Permit, deadline: Instant, served: u32) -> Run {
         store.set_epoch_deadline(1);
-        let running = engine.clock.enter();
-        let alive = Some(Alive { store, slot, _permit: permit, _running: running });
-        Ok((Run { alive, deadline, served }, Some(proxy)))
+        let running = self.engine.inner.clock.enter();
+        Run { alive: Some(Alive { store, slot, _permit: permit, _running: running }), deadline, served }
     }
 
     /// Keeps an instance that has answered for the next request, if it may have one and nothing is left of this.
@@ -181,8 +185,10 @@ impl Shared {
             && run.store.data_mut().is_done()
             && let Some(Alive { store, slot, .. }) = run.alive.take()
         {
-            let over = self.engine.inner.idle.put(self.number, Warm { store, proxy, served, slot }, Instant::now());
-            lane::leave(over);
+            let warm = Warm { store, proxy, served, slot };
+            if let Some(over) = self.engine.inner.idle.put(self.number, warm, Instant::now()) {
+                apart::leave(over);
+            }
         }
     }
 
@@ -210,11 +216,8 @@ impl Shared {
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(self.call_bytes_max);
         store.set_max_component_handles(COMPONENT_HANDLES_MAX);
-        store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| on_tick(store.data()));
-        let running = engine.clock.enter();
-        let alive = Some(Alive { store, slot, _permit: permit, _running: running });
-        Ok(Run { alive, deadline, served: 0 })
+        Ok(self.run(store, slot, permit, deadline, 0))
     }
 
     pub(super) fn may_run(&self) -> bool {
@@ -293,7 +296,7 @@ impl Shared {
     /// Its result, or that it is late.
     pub(super) async fn in_time<T: Send + 'static>(&self, until: Until, work: Work<T>) -> Result<T, CallError> {
         match self.until(until.deadline, self.laned(&until, work)).await {
-            Ok(ended) => ended,
+            Ok(ended) => ended.told().await,
             Err(Late) => Err(self.late(&until.log)),
         }
     }

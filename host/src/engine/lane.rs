@@ -5,16 +5,15 @@
 //!
 //! Must never keep a guest from its deadline: that is watched by the task that asked, on the serving threads.
 
+use super::apart::{self, Apart};
 use super::clock::TICK_MS;
 use crate::call::CallError;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
@@ -26,8 +25,6 @@ pub(super) const TURN: Duration = Duration::from_millis(5);
 const BACK_AFTER_LONG: u32 = 8;
 const BACK_AFTER_BROKEN: u32 = 2;
 const BACK_MAX: u32 = 64;
-/// Threads in the back to one that takes apart what ends on them.
-const BACK_TO_ONE: usize = 8;
 
 /// The threads in the back; clones are the same.
 #[derive(Clone)]
@@ -44,11 +41,9 @@ impl Lanes {
     pub(super) fn start() -> io::Result<Self> {
         // One processor is left to those who answer at once: what is put aside on one takes a moment to be.
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1));
-        let lefts = (0..threads.div_ceil(BACK_TO_ONE)).map(|_| take_apart()).collect::<io::Result<Vec<_>>>()?;
-        let begun = AtomicUsize::new(0);
+        let apart = Apart::start(threads)?;
         let begin = move || {
-            let number = begun.fetch_add(1, Ordering::Relaxed);
-            LEFT.set(Some(lefts[number % lefts.len()].clone()));
+            apart.serve_this_thread();
             yield_to_all();
         };
         let runtime = Builder::new_multi_thread()
@@ -86,49 +81,6 @@ fn yield_to_all() {
     }
 }
 
-/// Where the threads in the back leave what another is to drop, in that order.
-type Left = mpsc::Sender<Box<dyn Send>>;
-
-thread_local! {
-    static LEFT: RefCell<Option<Left>> = const { RefCell::new(None) };
-}
-
-/// `None` on all threads but those in the back.
-fn left() -> Option<Left> {
-    LEFT.try_with(|left| left.borrow().clone()).ok().flatten()
-}
-
-/// Drops an instance, with its rights to run. On a thread in the back another does it: giving memory back to the operating
-/// system takes locks that all of the process shares, and who runs only when no other wants the processor would keep them
-/// for as long as others want it.
-pub(super) fn leave(instance: impl Send + 'static) {
-    if let Some(left) = left() {
-        // Never more than there are slots, which they hold. When nobody takes them any more this drops it.
-        let _ = left.send(Box::new(instance));
-    }
-}
-
-/// Ends when all has been dropped that this thread has left; `None` if it leaves nothing.
-fn all_dropped() -> Option<oneshot::Receiver<()>> {
-    let (last, dropped) = oneshot::channel();
-    left()?.send(Box::new(last)).ok()?;
-    Some(dropped)
-}
-
-/// Starts a thread that drops what is left to it; it ends with the last who may leave something.
-fn take_apart() -> io::Result<Left> {
-    let (left, takes) = mpsc::channel::<Box<dyn Send>>();
-    let run = move || {
-        for thing in takes {
-            if catch_unwind(AssertUnwindSafe(|| drop(thing))).is_err() {
-                tracing::error!("an instance broke as it was dropped; please report it");
-            }
-        }
-    };
-    std::thread::Builder::new().name("apart".into()).spawn(run)?;
-    Ok(left)
-}
-
 /// Turns shorter than this are counted by the time on the wall. Asking for a thread's processor time is a system call, so a
 /// thread asks at most as often, not at each of its thousands of short turns.
 const SHORT_NANOS: u64 = TICK_MS * 1_000_000;
@@ -148,6 +100,8 @@ pub(super) struct Spent {
     turn_began: AtomicU64,
     thread_began: AtomicU64,
     in_back: AtomicBool,
+    /// Its instance was left to be dropped.
+    has_left: AtomicBool,
 }
 
 impl Spent {
@@ -172,6 +126,11 @@ impl Spent {
 
     pub(super) fn in_back(&self) -> bool {
         self.in_back.load(Ordering::Relaxed)
+    }
+
+    /// Its instance is left to be dropped.
+    pub(super) fn leaves(&self) {
+        self.has_left.store(true, Ordering::Relaxed);
     }
 
     fn is_long(&self) -> bool {
@@ -244,7 +203,7 @@ impl Habit {
     }
 }
 
-/// An invocation in its lane. Dropped, it ends wherever it is. What comes of it is told when its instance is gone.
+/// An invocation in its lane. Dropped, it ends wherever it is.
 pub(super) struct Laned<T> {
     state: Lane<T>,
     /// It was put aside, and is known to be long by that.
@@ -259,16 +218,30 @@ pub(super) type Work<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Se
 enum Lane<T> {
     Front(Work<T>),
     Back(AbortOnDropHandle<Ended<T>>),
-    /// It has ended, its instance not yet.
-    Leaving(Ended<T>),
-    /// All has ended, or it is between the two.
+    /// It has ended, or is between the two.
     Nowhere,
 }
 
-/// What came of it, and whose end its instance's is.
-struct Ended<T> {
-    result: Result<T, CallError>,
+/// What came of an invocation, whose instance may not be gone yet.
+pub(super) struct Ended<T> {
+    pub(super) result: Result<T, CallError>,
     dropped: Option<oneshot::Receiver<()>>,
+}
+
+impl<T> Ended<T> {
+    /// On the thread where it ended.
+    fn of(result: Result<T, CallError>, spent: &Spent) -> Self {
+        let has_left = spent.has_left.load(Ordering::Relaxed);
+        Self { result, dropped: if has_left { apart::all_dropped() } else { None } }
+    }
+
+    /// The result, once the instance and its rights to run are gone. No deadline is for this: the work is done.
+    pub(super) async fn told(self) -> Result<T, CallError> {
+        if let Some(dropped) = self.dropped {
+            let _ = dropped.await;
+        }
+        self.result
+    }
 }
 
 impl<T: Send + 'static> Laned<T> {
@@ -290,65 +263,45 @@ impl<T: Send + 'static> Laned<T> {
                 habit.note(&spent, &result);
             }
             drop(work);
-            Ended { result, dropped: all_dropped() }
+            Ended::of(result, &spent)
         };
         Lane::Back(AbortOnDropHandle::new(self.lanes.inner.handle.spawn(task)))
     }
 }
 
-impl<T: Send + 'static> Laned<T> {
-    /// In front, until it has ended or is put aside.
-    fn poll_front(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Lane::Front(work) = &mut self.state else { return Poll::Ready(()) };
-        if let Poll::Ready(result) = self.spent.turn(|| work.as_mut().poll(cx)) {
-            self.habit.note(&self.spent, &result);
-            self.state = Lane::Nowhere;
-            // Somebody in the back may have asked.
-            self.state = Lane::Leaving(Ended { result, dropped: all_dropped() });
-            return Poll::Ready(());
-        }
-        if !self.spent.is_long() {
-            return Poll::Pending;
-        }
-        if let Lane::Front(work) = std::mem::replace(&mut self.state, Lane::Nowhere) {
-            // The others that come meanwhile need not show it first.
-            self.is_known = true;
-            self.habit.add(BACK_AFTER_LONG);
-            self.state = self.in_back(work);
-        }
-        Poll::Ready(())
-    }
-}
-
 impl<T: Send + 'static> Future for Laned<T> {
-    type Output = Result<T, CallError>;
+    type Output = Ended<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        ready!(this.poll_front(cx));
-        if let Lane::Back(handle) = &mut this.state {
-            match ready!(Pin::new(handle).poll(cx)) {
-                Ok(ended) => this.state = Lane::Leaving(ended),
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    // Its threads are going: so is whoever waits.
-                    Err(_) => return Poll::Pending,
-                },
+        if let Lane::Front(work) = &mut this.state {
+            if let Poll::Ready(result) = this.spent.turn(|| work.as_mut().poll(cx)) {
+                this.habit.note(&this.spent, &result);
+                this.state = Lane::Nowhere;
+                // Somebody in the back may have asked.
+                return Poll::Ready(Ended::of(result, &this.spent));
+            }
+            if !this.spent.is_long() {
+                return Poll::Pending;
+            }
+            if let Lane::Front(work) = std::mem::replace(&mut this.state, Lane::Nowhere) {
+                // The others that come meanwhile need not show it first.
+                this.is_known = true;
+                this.habit.add(BACK_AFTER_LONG);
+                this.state = this.in_back(work);
             }
         }
-        let Lane::Leaving(ended) = &mut this.state else { return Poll::Pending };
-        if let Some(dropped) = &mut ended.dropped {
-            let _ = ready!(Pin::new(dropped).poll(cx));
-        }
-        match std::mem::replace(&mut this.state, Lane::Nowhere) {
-            Lane::Leaving(ended) => Poll::Ready(ended.result),
-            _ => Poll::Pending,
+        let Lane::Back(handle) = &mut this.state else { return Poll::Pending };
+        match std::task::ready!(Pin::new(handle).poll(cx)) {
+            Ok(ended) => Poll::Ready(ended),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Its threads are going: so is whoever waits.
+                Err(_) => Poll::Pending,
+            },
         }
     }
 }
-
-// What comes of it is only ever moved.
-impl<T> Unpin for Laned<T> {}
 
 impl<T> Drop for Laned<T> {
     /// Most that are long do not end by themselves: their time is over, or who asked has gone.
@@ -365,6 +318,7 @@ impl<T> Drop for Laned<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
 
     fn burn(time: Duration) {
         let began = thread_nanos();
@@ -390,7 +344,7 @@ mod tests {
         let run = |turns, each| {
             let spent = Arc::new(Spent::default());
             let laned = Laned::new(work(turns, each), &lanes, spent.clone(), habit.clone());
-            async move { (laned.await.unwrap(), spent) }
+            async move { (laned.await.result.unwrap(), spent) }
         };
         let (names, spent) = run(3, Duration::from_micros(10)).await;
         assert!(names.iter().all(|n| n != "back"), "{names:?}");
@@ -409,9 +363,9 @@ mod tests {
         // So are those that break, of another actor.
         let habit = Arc::new(Habit::default());
         let breaks = || -> Work<()> { Box::pin(async { Err(CallError::Trapped("no".into())) }) };
-        assert!(Laned::new(breaks(), &lanes, Arc::default(), habit.clone()).await.is_err());
+        assert!(Laned::new(breaks(), &lanes, Arc::default(), habit.clone()).await.result.is_err());
         let spent = Arc::new(Spent::default());
-        assert!(Laned::new(breaks(), &lanes, spent.clone(), habit).await.is_err());
+        assert!(Laned::new(breaks(), &lanes, spent.clone(), habit).await.result.is_err());
         assert!(spent.in_back());
     }
 
@@ -471,21 +425,49 @@ mod tests {
         }
         let lanes = Lanes::start().unwrap();
         let (tx, mut rx) = oneshot::channel();
-        let habit = Arc::new(Habit::default());
+        let (habit, spent) = (Arc::new(Habit::default()), Arc::new(Spent::default()));
         habit.add(1);
+        let its_own = spent.clone();
         let work: Work<()> = Box::pin(async move {
+            its_own.leaves();
             // Nor does one that breaks keep the next from being dropped.
-            leave(Broken);
-            leave(Instance(Some(tx)));
+            apart::leave(Broken);
+            apart::leave(Instance(Some(tx)));
             Ok(())
         });
-        Laned::new(work, &lanes, Arc::default(), habit).await.unwrap();
+        Laned::new(work, &lanes, spent, habit).await.told().await.unwrap();
         assert_eq!(rx.try_recv().unwrap().as_deref(), Some("apart"), "before the result is told");
         // Elsewhere it is done at once.
         let (tx, mut rx) = oneshot::channel();
-        leave(Instance(Some(tx)));
+        apart::leave(Instance(Some(tx)));
         assert!(rx.try_recv().unwrap().is_some());
         drop(lanes);
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_is_not_late_for_how_long_its_instance_takes_to_go() {
+        struct Slow(mpsc::Receiver<()>);
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                let _ = self.0.recv();
+            }
+        }
+        let lanes = Lanes::start().unwrap();
+        let (go, goes) = mpsc::channel();
+        let (habit, spent) = (Arc::new(Habit::default()), Arc::new(Spent::default()));
+        habit.add(1);
+        let its_own = spent.clone();
+        let work: Work<()> = Box::pin(async move {
+            its_own.leaves();
+            apart::leave(Slow(goes));
+            Ok(())
+        });
+        let ended = Laned::new(work, &lanes, spent, habit).await;
+        assert!(ended.result.is_ok());
+        let mut told = Box::pin(ended.told());
+        assert!(futures::poll!(&mut told).is_pending(), "its instance is there");
+        go.send(()).unwrap();
+        told.await.unwrap();
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use super::body::{Answer, Outgoing};
 use super::gate::Permit;
 use super::http::Head;
 use super::invocation::{Run, Shared};
+use super::lane::Ended;
 use super::output::Log;
 use super::state::State;
 use super::{failed, later};
@@ -254,7 +255,7 @@ async fn watch_over(
     many: Weak<Many>,
     open: Weak<Open>,
     shared: Arc<Shared>,
-    driven: impl Future<Output = Result<(), CallError>>,
+    driven: impl Future<Output = Ended<()>>,
 ) -> Result<(), CallError> {
     let mut driven = std::pin::pin!(driven);
     let mut until = Instant::now();
@@ -285,7 +286,7 @@ async fn watch_over(
                 if let (Some(many), Some(open)) = (many.upgrade(), open.upgrade()) {
                     many.close(&open);
                 }
-                return ended;
+                return ended.told().await;
             }
             Err(_) => {
                 let now = Instant::now();

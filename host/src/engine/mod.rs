@@ -14,6 +14,7 @@
 
 mod actor;
 mod among;
+mod apart;
 mod batch;
 mod body;
 mod cache;

@@ -18,7 +18,7 @@ pub(super) mod certificates;
 
 /// Says what it was asked; some paths have other ends.
 #[derive(Default)]
-struct Actors {
+pub(super) struct Actors {
     asked: AtomicUsize,
     slow_begun: Notify,
     slow_may_end: Notify,
@@ -91,12 +91,13 @@ pub(super) fn table(routes: &[v1::Route], book: &Book) -> Arc<Routes> {
     Arc::new(Routes::from_wire(routes, book).0)
 }
 
-struct Bench {
-    ingress: Ingress,
-    actors: Arc<Actors>,
-    routes: watch::Sender<Arc<Routes>>,
-    book: Book,
-    meter: Arc<Meter>,
+/// An ingress, and what is behind it.
+pub(super) struct Bench<A = Actors> {
+    pub(super) ingress: Ingress,
+    pub(super) actors: Arc<A>,
+    pub(super) routes: watch::Sender<Arc<Routes>>,
+    pub(super) book: Book,
+    pub(super) meter: Arc<Meter>,
 }
 
 async fn bench(limits: Limits) -> Bench {
@@ -105,29 +106,39 @@ async fn bench(limits: Limits) -> Bench {
 
 async fn bench_with(limits: Limits, access: Option<Arc<Access>>) -> Bench {
     let routes = [route("", "/", "root"), route("shop.example", "/cart", "cart"), route("shop.example", "/", "shop")];
-    let book = Book::default();
-    let (routes, seen) = watch::channel(table(&routes, &book));
-    let actors = Arc::new(Actors::default());
-    let at = "127.0.0.1:0".parse().unwrap();
-    let meter = Arc::<Meter>::default();
-    let behind = Behind { limits, access, meter: meter.clone(), ..Behind::new(seen, actors.clone()) };
-    let ingress = Ingress::start(at, None, behind).await.unwrap();
-    Bench { ingress, actors, routes, book, meter }
+    Bench::start(&routes, limits, access).await
 }
 
-impl Bench {
-    async fn connect(&self) -> TcpStream {
+impl<A: Dispatch + Default + 'static> Bench<A> {
+    pub(super) async fn start(routes: &[v1::Route], limits: Limits, access: Option<Arc<Access>>) -> Self {
+        let book = Book::default();
+        let (routes, seen) = watch::channel(table(routes, &book));
+        let (actors, meter) = (Arc::<A>::default(), Arc::<Meter>::default());
+        let behind = Behind { limits, access, meter: meter.clone(), ..Behind::new(seen, actors.clone()) };
+        let ingress = Ingress::start("127.0.0.1:0".parse().unwrap(), None, behind).await.unwrap();
+        Self { ingress, actors, routes, book, meter }
+    }
+}
+
+impl<A> Bench<A> {
+    pub(super) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.ingress.addr()).await.unwrap()
     }
 
-    /// Sends these bytes and gives everything that comes back until the end.
-    async fn raw(&self, bytes: &[u8]) -> String {
+    /// Sends these bytes on a connection of their own and gives everything that comes back until the end.
+    pub(super) async fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
         let mut stream = self.connect().await;
         // The other end may close before it has read all of it.
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
-        String::from_utf8_lossy(&answer).into_owned()
+        answer
+    }
+}
+
+impl Bench {
+    async fn raw(&self, bytes: &[u8]) -> String {
+        String::from_utf8_lossy(&self.exchange(bytes).await).into_owned()
     }
 
     async fn get(&self, host: &str, path: &str) -> String {

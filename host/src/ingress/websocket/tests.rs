@@ -5,10 +5,8 @@ use super::events::{Event, Kind, MEDIA_TYPE, decode, encode};
 use super::full;
 use crate::call::{Body, CallError};
 use crate::ingress::tests::certificates::{connect_tls, write_pair};
-use crate::ingress::tests::{route, table};
-use crate::ingress::{
-    Access, AccessTarget, Behind, Dispatch, Ingress, Limits, Meter, Route, Routes, SOCKETS_ENDED, tls,
-};
+use crate::ingress::tests::{self, route, table};
+use crate::ingress::{Access, AccessTarget, Behind, Dispatch, Ingress, Limits, Route, SOCKETS_ENDED, tls};
 use crate::metrics::Book;
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
@@ -115,25 +113,14 @@ impl Dispatch for Chat {
     }
 }
 
-struct Bench {
-    ingress: Ingress,
-    chat: Arc<Chat>,
-    routes: watch::Sender<Arc<Routes>>,
-    book: Book,
-    meter: Arc<Meter>,
-}
+type Bench = tests::Bench<Chat>;
 
 async fn bench(limits: Limits) -> Bench {
     bench_with(limits, None).await
 }
 
 async fn bench_with(limits: Limits, access: Option<Arc<Access>>) -> Bench {
-    let book = Book::default();
-    let (routes, seen) = watch::channel(table(&[route("x", "/", "chat")], &book));
-    let (chat, meter) = (Arc::<Chat>::default(), Arc::<Meter>::default());
-    let behind = Behind { limits, access, meter: meter.clone(), ..Behind::new(seen, chat.clone()) };
-    let ingress = Ingress::start("127.0.0.1:0".parse().unwrap(), None, behind).await.unwrap();
-    Bench { ingress, chat, routes, book, meter }
+    Bench::start(&[route("x", "/", "chat")], limits, access).await
 }
 
 type Client<S = TcpStream> = WebSocketStream<S>;
@@ -144,7 +131,7 @@ impl Bench {
         for (name, value) in more {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
-        let stream = TcpStream::connect(self.ingress.addr()).await.unwrap();
+        let stream = self.connect().await;
         match client_async(request, stream).await {
             Ok((client, response)) => Ok((client, response.map(drop))),
             Err(tungstenite::Error::Http(response)) => {
@@ -161,11 +148,7 @@ impl Bench {
 
     /// Sends these bytes on a connection of their own and gives all that comes back.
     async fn raw(&self, bytes: &[u8]) -> Vec<u8> {
-        let mut stream = TcpStream::connect(self.ingress.addr()).await.unwrap();
-        let _ = stream.write_all(bytes).await;
-        let mut answer = Vec::new();
-        let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await.expect("the end of the connection");
-        answer
+        tokio::time::timeout(SOON, self.exchange(bytes)).await.expect("the end of the connection")
     }
 
     /// Waits until so many have ended for this reason.
@@ -175,7 +158,7 @@ impl Bench {
     }
 
     fn kinds(&self) -> Vec<Kind> {
-        self.chat.asked.lock().unwrap().iter().flat_map(|asked| &asked.events).map(|event| event.kind).collect()
+        self.actors.asked.lock().unwrap().iter().flat_map(|asked| &asked.events).map(|event| event.kind).collect()
     }
 }
 
@@ -230,13 +213,13 @@ async fn messages_go_both_ways_in_order_and_in_batches() {
     hears(&mut client, "welcome").await;
 
     says(&mut client, "slow").await;
-    bench.chat.slow_begun.notified().await;
+    bench.actors.slow_begun.notified().await;
     for message in [Message::text("a"), Message::binary(vec![0, 1, 255]), Message::text(""), Message::text("é")] {
         client.send(message).await.unwrap();
     }
     let sockets = || bench.book.list()[0].1.sockets.list();
     until("all were read", || sockets()[2] == 5).await;
-    bench.chat.slow_may_end.notify_one();
+    bench.actors.slow_may_end.notify_one();
     hears(&mut client, "slow").await;
     hears(&mut client, "chat: a").await;
     assert_eq!(next(&mut client).await, Message::binary(vec![0, 1, 255]));
@@ -247,7 +230,7 @@ async fn messages_go_both_ways_in_order_and_in_batches() {
     client.close(Some(CloseFrame { code: 4001.into(), reason: "done".into() })).await.unwrap();
     assert_eq!(closed(&mut client).await, (4001, "done".to_owned()));
     bench.until_ended("client", 1).await;
-    let asked = bench.chat.asked.lock().unwrap();
+    let asked = bench.actors.asked.lock().unwrap();
     assert_eq!(asked.len(), 4, "what waited went at once");
     assert_eq!(asked[0].events, [Event::bare(Kind::Open)]);
     assert_eq!(asked[2].events.len(), 4);
@@ -312,7 +295,7 @@ async fn what_is_no_handshake_is_answered_as_http() {
                   Content-Length: 6\r\n\r\nOPEN\r\n";
     let answer = String::from_utf8(bench.raw(forged.as_bytes()).await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("connect by WebSocket"), "{answer}");
-    assert!(bench.chat.asked.lock().unwrap().is_empty());
+    assert!(bench.actors.asked.lock().unwrap().is_empty());
 }
 
 /// One frame as a client sends it; `mask` none is what it must not do.
@@ -476,11 +459,11 @@ async fn an_ingress_that_ends_answers_what_is_under_way_and_closes() {
     let bench = bench(Limits::default()).await;
     let (mut idle, mut busy) = (bench.client().await, bench.client().await);
     says(&mut busy, "slow").await;
-    bench.chat.slow_begun.notified().await;
+    bench.actors.slow_begun.notified().await;
     let stopping = tokio::spawn(bench.ingress.stop(SOON));
     let idle_closed = closed(&mut idle).await;
     assert_eq!(idle_closed, (1001, "this ingress ends: connect again".to_owned()));
-    bench.chat.slow_may_end.notify_one();
+    bench.actors.slow_may_end.notify_one();
     hears(&mut busy, "slow").await;
     assert_eq!(closed(&mut busy).await.0, 1001);
     for mut client in [idle, busy] {
@@ -488,7 +471,7 @@ async fn an_ingress_that_ends_answers_what_is_under_way_and_closes() {
     }
     assert!(stopping.await.unwrap(), "all had ended");
     let disconnects =
-        bench.chat.asked.lock().unwrap().iter().filter(|a| a.events == [Event::bare(Kind::Disconnect)]).count();
+        bench.actors.asked.lock().unwrap().iter().filter(|a| a.events == [Event::bare(Kind::Disconnect)]).count();
     assert_eq!(disconnects, 2);
 }
 
@@ -505,7 +488,7 @@ async fn a_connection_stays_with_its_actor_and_not_with_another() {
     bench.routes.send(table(&[route("x", "/", "other")], &bench.book)).unwrap();
     assert_eq!(closed(&mut client).await.0, 1001);
     bench.until_ended("no-route", 1).await;
-    assert!(bench.chat.asked.lock().unwrap().iter().all(|asked| asked.actor == "chat"));
+    assert!(bench.actors.asked.lock().unwrap().iter().all(|asked| asked.actor == "chat"));
 }
 
 #[tokio::test]
