@@ -68,8 +68,10 @@ pub(crate) struct Bench {
 
 fn main() -> ExitCode {
     let typed: Vec<String> = std::env::args().skip(1).collect();
-    if typed == [hello::BARE_ARGUMENT] {
-        return ended(hello::bare_server());
+    match typed.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [hello::BARE_ARGUMENT] => return ended(peers::serve_text()),
+        [hello::BARE_ARGUMENT, component] => return ended(peers::serve_component(component.as_ref())),
+        _ => {}
     }
     // cargo adds --bench.
     let (flags, names): (Vec<_>, Vec<_>) = typed.iter().filter(|a| *a != "--bench").partition(|a| a.starts_with('-'));

@@ -9,6 +9,10 @@ impl Series {
         self.0.push(value);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// 0 when nothing was measured.
     pub(crate) fn median(&self) -> f64 {
         let mut sorted = self.0.clone();

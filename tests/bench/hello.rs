@@ -7,18 +7,10 @@ use crate::load::{self, Target};
 use crate::process::{Process, Serve};
 use crate::{Bench, machine};
 use anyhow::{Context as _, Result};
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use std::convert::Infallible;
-use std::io::Read as _;
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use tokio::net::TcpListener;
 
 const CONNECTIONS: [usize; 2] = [16, 64];
 /// `wasmtime serve` as it comes, pooled, and with all that was found to make it faster here: parts of a slot kept
@@ -42,7 +34,9 @@ const REUSED: &str = "lattice up, reuse";
 const SERVE_REUSED: &str = "wasmtime serve, reuse";
 const REUSE: &str = "        - { type: limits, properties: { reuse: 1000 } }\n";
 const BARE: &str = "bare hyper";
-/// Makes this program the bare server.
+/// What reuse can not be cheaper than, however the component is served with the library that runs it.
+const BARE_COMPONENT: &str = "bare hyper, component";
+/// Makes this program a bare server: of a text, or of the component that is named next.
 pub(crate) const BARE_ARGUMENT: &str = "--bare-server";
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
@@ -67,9 +61,14 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     for (connections, figures) in CONNECTIONS.iter().zip(&measured) {
         let at = |name| servers.iter().position(|server| server.name == name).map(|at| &figures[at].cpu_us);
         let Some(own) = at(REUSED) else { continue };
-        for (name, other) in [SERVE_REUSED, BARE].map(|name| (name, at(name))) {
-            let ratio = other.map_or_else(|| "-".to_owned(), |other| own.ratio_to(other));
-            println!("  {REUSED}, {connections} connections: {ratio} the CPU of {name}");
+        for (one, own, name) in [
+            (REUSED, Some(own), SERVE_REUSED),
+            (REUSED, Some(own), BARE_COMPONENT),
+            (REUSED, Some(own), BARE),
+            (BARE_COMPONENT, at(BARE_COMPONENT), BARE),
+        ] {
+            let ratio = own.zip(at(name)).map_or_else(|| "-".to_owned(), |(own, other)| own.ratio_to(other));
+            println!("  {one}, {connections} connections: {ratio} the CPU of {name}");
         }
     }
     println!("  lattice/it: lattice's figure over this server's, median of the rounds' ratios.");
@@ -124,12 +123,17 @@ fn start(bench: &Bench, dir: &Path) -> Result<Vec<Server>> {
             servers.push(Server { name, process: Arc::new(serve.process), target });
         }
     }
-    let own = std::env::current_exe().context("this program has no path")?;
-    let mut process = Process::start(Command::new(own).arg(BARE_ARGUMENT), dir.join("bare.log"))?;
-    let addr = process.said("listens ")?.parse().context("the bare server's address")?;
-    let target = Target::new(addr, "localhost", "/");
-    servers.push(Server { name: BARE, process: Arc::new(process), target });
+    for (name, of) in [(BARE_COMPONENT, Some(component.as_os_str())), (BARE, None)] {
+        servers.push(bare(name, of, &dir.join(format!("{name}.log")))?);
+    }
     Ok(servers)
+}
+
+fn bare(name: &'static str, component: Option<&OsStr>, log: &Path) -> Result<Server> {
+    let own = std::env::current_exe().context("this program has no path")?;
+    let mut process = Process::start(Command::new(own).arg(BARE_ARGUMENT).args(component), log.to_owned())?;
+    let addr = process.said("listens ")?.parse().with_context(|| format!("the address of {name}"))?;
+    Ok(Server { name, process: Arc::new(process), target: Target::new(addr, "localhost", "/") })
 }
 
 fn print(servers: &[Server], measured: &[Vec<Figures>]) {
@@ -164,26 +168,4 @@ fn print(servers: &[Server], measured: &[Vec<Figures>]) {
         }
     }
     table.print();
-}
-
-/// The least that an HTTP server here can cost: hyper alone, with the same text. Ends with its standard input.
-pub(crate) fn bare_server() -> Result<()> {
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        std::process::exit(0);
-    });
-    let runtime = tokio::runtime::Runtime::new().context("can not start a runtime")?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port on loopback")?;
-        println!("listens {}", listener.local_addr().context("no address")?);
-        loop {
-            let (stream, _) = listener.accept().await.context("can not accept")?;
-            let _ = stream.set_nodelay(true);
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)));
-        }
-    })
-}
-
-async fn answer(_: Request<hyper::body::Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    Ok(Response::new(Full::new(Bytes::from_static(b"Hello from lattice!\n"))))
 }

@@ -1,10 +1,12 @@
 //! A hundred hostile actors beside one good one: what the good one's clients notice. The good one is asked at a steady
 //! rate, in turns alone, beside a hundred that answer at once, and beside a hundred that trap, loop, grow, recurse, flood
 //! the host with calls, are sent heads a byte at a time and bodies without an end. Attacks begin one after the other; in
-//! the last rows all at the same moments, which alone makes a queue, whatever they do.
+//! the last rows all at the same moments, which alone makes a queue, whatever they do. Those who attack would do so from
+//! machines of their own: here they run on threads that give way to all others, so that the good one's clients notice
+//! the host and not them.
 
 use crate::Bench;
-use crate::figures::{Table, percentile};
+use crate::figures::{Series, Table, number, percentile, ratio};
 use crate::lattice::{App, Up};
 use crate::load::{Connection, Target};
 use anyhow::{Context as _, Result, bail};
@@ -17,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -71,6 +74,13 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     up.apply(&good.write(&dir)?)?;
     up.apply(&hostile(&dir)?)?;
     let target = Target::new(up.ingress, &good.host_name(), "/");
+    let attackers = attackers()?;
+    let strike = |time, only, begin| {
+        let attack = under_attack(attackers.handle(), &target, up.ingress, time, only, begin);
+        let ended = bench.runtime.block_on(attack);
+        std::thread::sleep(SETTLE);
+        ended
+    };
     let time = bench.time() * 2;
     let (mut alone, mut harmless, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     let mut outcomes = BTreeMap::new();
@@ -78,9 +88,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     for _ in 0..bench.rounds() {
         alone.push(bench.runtime.block_on(ask(&target, time))?);
         for (only, all_times) in [(Some(HARMLESS), &mut harmless), (None, &mut beside)] {
-            let attack = under_attack(&target, up.ingress, time, only, Begin::InTurns);
-            let (times, ended) = bench.runtime.block_on(attack)?;
-            std::thread::sleep(SETTLE);
+            let (times, ended) = strike(time, only, Begin::InTurns)?;
             all_times.push(times);
             for (outcome, count) in ended.into_iter().filter(|_| only.is_none()) {
                 *outcomes.entry(outcome).or_insert(0) += count;
@@ -89,12 +97,10 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     }
     let mut rows: Vec<_> =
         [("alone", &alone), ("beside 100 harmless ones", &harmless), ("beside 100 hostile ones", &beside)]
-            .map(|(name, rounds)| (name.to_owned(), all(rounds)))
+            .map(|(name, rounds)| Row::new(name.to_owned(), rounds))
             .into();
     let mut more = |name: String, wanted: Option<Wanted>, begin: Begin| -> Result<()> {
-        let (times, _) = bench.runtime.block_on(under_attack(&target, up.ingress, time / 2, wanted, begin))?;
-        std::thread::sleep(SETTLE);
-        rows.push((name, times));
+        rows.push(Row::new(name, &[strike(time / 2, wanted, begin)?.0]));
         Ok(())
     };
     for wanted in ATTACKS {
@@ -109,6 +115,19 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let outcomes: Vec<_> = outcomes.iter().map(|(outcome, count)| format!("{outcome} {count}")).collect();
     println!("  what became of the attacks: {}", outcomes.join(", "));
     Ok(())
+}
+
+/// Where those who attack run.
+fn attackers() -> Result<Runtime> {
+    let give_way = || {
+        use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
+        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+        let thread = thread_priority::thread_native_id();
+        thread_priority::set_thread_priority_and_policy(thread, ThreadPriority::Min, idle)
+            .expect("any thread may give way");
+    };
+    let attackers = Builder::new_multi_thread().worker_threads(2).enable_all().on_thread_start(give_way).build();
+    attackers.context("can not start threads for those who attack")
 }
 
 /// One file of as many apps, each of one actor.
@@ -131,18 +150,20 @@ fn hostile(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Asks at a steady rate for `time`; the microseconds of each answer, in order of size.
+/// Asks at a steady rate for `time`, after a start that is not counted: a machine that was idle has to fetch from afar what
+/// it needs. The microseconds of each answer, in order of size.
 async fn ask(target: &Target, time: Duration) -> Result<Vec<u32>> {
     let every = Duration::from_secs(1) * CONNECTIONS / PER_SECOND;
     let mut clients = JoinSet::new();
     let begin = Instant::now() + Duration::from_millis(50);
+    let counts = begin + time / 4;
     for number in 0..CONNECTIONS {
         let mut connection = Connection::open(target.clone()).await?;
         let first = begin + every * number / CONNECTIONS;
         clients.spawn(async move {
             let mut times = Vec::new();
             let mut due = first;
-            while due < begin + time {
+            while due < counts + time {
                 sleep_until(due).await;
                 // A timer that is late is no fault of the server; an answer so late that the next is due is.
                 let late = due.elapsed() > every;
@@ -151,7 +172,9 @@ async fn ask(target: &Target, time: Duration) -> Result<Vec<u32>> {
                 if status != 200 {
                     bail!("the good actor answered {status}");
                 }
-                times.push(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX));
+                if due >= counts {
+                    times.push(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX));
+                }
                 due += every;
             }
             Ok(times)
@@ -167,6 +190,7 @@ async fn ask(target: &Target, time: Duration) -> Result<Vec<u32>> {
 
 /// The same while every hostile actor has two clients, each with an attack of its own or all with the same.
 async fn under_attack(
+    attackers: &Handle,
     target: &Target,
     ingress: SocketAddr,
     time: Duration,
@@ -174,7 +198,7 @@ async fn under_attack(
     begin: Begin,
 ) -> Result<(Vec<u32>, BTreeMap<String, usize>)> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut attackers = JoinSet::new();
+    let mut attacks = JoinSet::new();
     let now = Instant::now();
     for number in 0..CLIENTS {
         let (actor, stop) = (usize::try_from(number)? % HOSTILE, stop.clone());
@@ -183,18 +207,19 @@ async fn under_attack(
             Begin::InTurns => now + AGAIN * number / CLIENTS,
             Begin::AtOnce => now,
         };
-        attackers.spawn(async move {
+        let attack = async move {
             sleep_until(first).await;
             attack(ingress, actor, wanted, stop).await
-        });
+        };
+        attacks.spawn_on(attack, attackers);
     }
     // Until the attack is under way.
     sleep(time / 4).await;
     let times = ask(target, time).await;
     stop.store(true, Ordering::Relaxed);
     let mut outcomes = BTreeMap::new();
-    while let Some(attacker) = attackers.join_next().await {
-        for (outcome, count) in attacker.context("an attacker's task")? {
+    while let Some(attack) = attacks.join_next().await {
+        for (outcome, count) in attack.context("an attacker's task")? {
             *outcomes.entry(outcome).or_insert(0) += count;
         }
     }
@@ -247,15 +272,33 @@ async fn drip(stream: &mut TcpStream, start: &[u8], piece: &[u8], stop: &AtomicB
     Ok(())
 }
 
-/// The times of all rounds, in order of size.
-fn all(rounds: &[Vec<u32>]) -> Vec<u32> {
-    let mut times: Vec<u32> = rounds.iter().flatten().copied().collect();
-    times.sort_unstable();
-    times
+/// What the good one's clients noticed.
+struct Row {
+    name: String,
+    /// Of each round, for it may be disturbed by others on this machine.
+    p50: Series,
+    p90: Series,
+    p99: Series,
+    /// The times of all rounds, in order of size.
+    all: Vec<u32>,
+}
+
+impl Row {
+    fn new(name: String, rounds: &[Vec<u32>]) -> Self {
+        let of_each = |share| rounds.iter().map(|times| percentile(times, share)).collect();
+        let mut all: Vec<u32> = rounds.iter().flatten().copied().collect();
+        all.sort_unstable();
+        Self { name, p50: of_each(0.5), p90: of_each(0.9), p99: of_each(0.99), all }
+    }
+}
+
+/// Round by round where there are as many of both.
+fn compared(one: &Series, other: &Series) -> String {
+    if one.len() == other.len() { one.ratio_to(other) } else { ratio(one.median() / other.median().max(1.0)) }
 }
 
 /// The first two rows are what the others are compared to.
-fn print(rows: &[(String, Vec<u32>)]) {
+fn print(rows: &[Row]) {
     let mut table = Table::new([
         "the good actor",
         "requests",
@@ -268,25 +311,23 @@ fn print(rows: &[(String, Vec<u32>)]) {
         "p99 to alone",
         "p99 to harmless",
     ]);
-    for (name, times) in rows {
-        let at = |share| format!("{:.0}", percentile(times, share));
-        let ratio = |to: usize, share| format!("{:.2}x", percentile(times, share) / percentile(&rows[to].1, share));
-        let slowest = times.last().copied().unwrap_or_default().to_string();
+    for row in rows {
         table.row([
-            name.clone(),
-            times.len().to_string(),
-            at(0.5),
-            at(0.9),
-            at(0.99),
-            at(0.999),
-            slowest,
-            ratio(0, 0.5),
-            ratio(0, 0.99),
-            ratio(1, 0.99),
+            row.name.clone(),
+            row.all.len().to_string(),
+            row.p50.show(),
+            row.p90.show(),
+            row.p99.show(),
+            number(percentile(&row.all, 0.999)),
+            number(percentile(&row.all, 1.0)),
+            compared(&row.p50, &rows[0].p50),
+            compared(&row.p99, &rows[0].p99),
+            compared(&row.p99, &rows[1].p99),
         ]);
     }
     table.print();
     println!(
-        "  {PER_SECOND} requests a second of the good one on {CONNECTIONS} connections, in turns alone and beside both"
+        "  {PER_SECOND} requests a second of the good one on {CONNECTIONS} connections, in turns alone and beside both; \
+         p50, p90 and p99 are medians of the rounds, the others of all of them"
     );
 }
