@@ -4,7 +4,7 @@
 use crate::Bench;
 use crate::figures::{Series, Table, ratio};
 use crate::lattice::{App, Up};
-use crate::load::{self, Target};
+use crate::load::{self, Load, Target};
 use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ const COMPONENTS: usize = 20;
 /// Bytes of each of them, and of the one that is waited for.
 const SMALL_BYTES: usize = 400_000;
 const LARGE_BYTES: usize = 2_000_000;
-const CONNECTIONS: usize = 16;
+const LOAD: Load = Load::all(16);
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     let dir = bench.folder("compile")?;
@@ -42,7 +42,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         })
         .collect::<Result<_>>()?;
     let pids = [up.process.pid()];
-    let before = bench.runtime.block_on(load::run(&target, CONNECTIONS, bench.time() * 2, &pids))?;
+    let before = bench.runtime.block_on(load::run(&target, LOAD, bench.time() * 2, &pids))?;
     let (during, took) = std::thread::scope(|scope| {
         let applying = scope.spawn(|| {
             let began = Instant::now();
@@ -51,7 +51,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         let mut samples = Vec::new();
         // As long as it takes, and once at least.
         while samples.is_empty() || !applying.is_finished() {
-            samples.push(bench.runtime.block_on(load::run(&target, CONNECTIONS, Duration::from_secs(1), &pids)));
+            samples.push(bench.runtime.block_on(load::run(&target, LOAD, Duration::from_secs(1), &pids)));
         }
         let took = applying.join().ok().context("whoever applied panicked")??;
         anyhow::Ok((samples.into_iter().collect::<Result<Vec<_>>>()?, took))

@@ -4,12 +4,12 @@
 use crate::Bench;
 use crate::figures::{Series, Table};
 use crate::lattice::{self, App, Up};
-use crate::load::{self, Target};
+use crate::load::{self, Load, Target};
 use crate::process::Nats;
 use anyhow::{Context as _, Result, bail};
 use std::time::{Duration, Instant};
 
-const CONNECTIONS: [usize; 2] = [1, 64];
+const LOADS: [Load; 2] = [Load::all(1), Load::all(64)];
 const JOIN_WAIT: Duration = Duration::from_secs(30);
 const CLOUD: Option<(&str, &str)> = Some(("tier", "cloud"));
 const EDGE: Option<(&str, &str)> = Some(("tier", "edge"));
@@ -35,12 +35,12 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     }
     let pids: Vec<u32> =
         [up.process.pid(), edge.pid()].into_iter().chain(nats.as_ref().map(|n| n.process.pid())).collect();
-    let mut measured = vec![vec![Figures::new(pids.len()); cases.len()]; CONNECTIONS.len()];
+    let mut measured = vec![vec![Figures::new(pids.len()); cases.len()]; LOADS.len()];
     for _ in 0..bench.rounds() {
-        for (connections, figures) in CONNECTIONS.iter().zip(&mut measured) {
+        for (load, figures) in LOADS.iter().zip(&mut measured) {
             for ((name, path, app), figures) in cases.iter().zip(figures) {
                 let target = Target::new(up.ingress, &app.host_name(), path);
-                let sample = bench.runtime.block_on(load::run(&target, *connections, bench.time(), &pids));
+                let sample = bench.runtime.block_on(load::run(&target, *load, bench.time(), &pids));
                 figures.take(&sample.with_context(|| (*name).to_owned())?);
             }
         }
@@ -109,11 +109,11 @@ fn print(names: &[&str], measured: &[Vec<Figures>]) {
         "p50 to hello",
         "CPU to hello",
     ]);
-    for (connections, figures) in CONNECTIONS.iter().zip(measured) {
+    for (load, figures) in LOADS.iter().zip(measured) {
         for (name, f) in names.iter().zip(figures) {
             table.row([
                 (*name).to_owned(),
-                connections.to_string(),
+                load.to_string(),
                 f.per_second.show(),
                 f.per_second.spread(),
                 f.p50_us.show(),

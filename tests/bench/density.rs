@@ -49,6 +49,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     apply(&up, &dir, apps)?;
     println!("  {apps} apps of distinct components applied in {:.0} s", began.elapsed().as_secs_f64());
     let (placed, gap) = (machine::memory(host.pid())?, beats.longest());
+    sleep(IDLE);
+    let placed_idle = machine::memory(host.pid())?;
 
     // Another start: everything is in the cache.
     host.kill()?;
@@ -64,7 +66,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     sleep(IDLE);
     let share = |used: Duration| used.as_secs_f64() / IDLE.as_secs_f64() * 100.0;
     let (idle, idle_up) = (share(machine::cpu(host.pid())? - cpu), share(up_cpu(&up)? - beside));
-    let idle_gap = beats.longest();
+    let (resident_idle, idle_gap) = (machine::memory(host.pid())?, beats.longest());
 
     // They start in the order of their names, and what started last is mapped.
     let mut names: Vec<String> = (0..apps).map(|number| format!("app-{number}")).collect();
@@ -87,8 +89,10 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     };
     table.row(["resident, nothing placed".to_owned(), mega(before)]);
     table.row([format!("resident, {apps} apps placed one after the other"), mega(placed.resident)]);
+    table.row([format!("  {} s later", IDLE.as_secs()), mega(placed_idle.resident)]);
     table.row([format!("resident, {apps} apps after a restart"), mega(resident.resident)]);
-    table.row(["of it in no file".to_owned(), mega(resident.anonymous)]);
+    table.row([format!("  {} s later", IDLE.as_secs()), mega(resident_idle.resident)]);
+    table.row(["  of it in no file".to_owned(), mega(resident_idle.anonymous)]);
     table.row(["resident, after the calls".to_owned(), mega(called)]);
     table
         .row(["from its start until all are up, from the cache".to_owned(), format!("{:.1} s", restart.as_secs_f64())]);

@@ -3,7 +3,7 @@
 
 use crate::figures::{Series, Table};
 use crate::lattice::{App, Up};
-use crate::load::{self, Target};
+use crate::load::{self, Load, Target};
 use crate::process::{Process, Serve};
 use crate::{Bench, machine};
 use anyhow::{Context as _, Result};
@@ -12,7 +12,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-const CONNECTIONS: [usize; 2] = [16, 64];
+/// The last is one that all of them can bear: what a request costs when there is time between two.
+const LOADS: [Load; 3] = [Load::all(16), Load::all(64), Load { connections: 64, per_second: Some(8_000) }];
 /// `wasmtime serve` as it comes, pooled, and with all that was found to make it faster here: parts of a slot kept
 /// resident and reset by what the kernel knows of them, and no component async, which this component does not need.
 const SERVE_OPTIONS: [(&str, &str); 4] = [
@@ -42,12 +43,12 @@ pub(crate) const BARE_ARGUMENT: &str = "--bare-server";
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     let dir = bench.folder("hello")?;
     let servers = start(bench, &dir)?;
-    let mut measured: Vec<Vec<Figures>> = vec![vec![Figures::default(); servers.len()]; CONNECTIONS.len()];
+    let mut measured: Vec<Vec<Figures>> = vec![vec![Figures::default(); servers.len()]; LOADS.len()];
     for _ in 0..bench.rounds() {
-        for (connections, figures) in CONNECTIONS.iter().zip(&mut measured) {
+        for (load, figures) in LOADS.iter().zip(&mut measured) {
             for (server, figures) in servers.iter().zip(figures) {
                 let pids = [server.process.pid()];
-                let sample = load::run(&server.target, *connections, bench.time(), &pids);
+                let sample = load::run(&server.target, *load, bench.time(), &pids);
                 let sample = bench.runtime.block_on(sample).with_context(|| server.name.to_owned())?;
                 figures.per_second.push(sample.per_second);
                 figures.cpu_us.push(sample.cpu_us[0]);
@@ -58,7 +59,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         }
     }
     print(&servers, &measured);
-    for (connections, figures) in CONNECTIONS.iter().zip(&measured) {
+    for (load, figures) in LOADS.iter().zip(&measured) {
         let at = |name| servers.iter().position(|server| server.name == name).map(|at| &figures[at].cpu_us);
         let Some(own) = at(REUSED) else { continue };
         for (one, own, name) in [
@@ -68,7 +69,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             (BARE_COMPONENT, at(BARE_COMPONENT), BARE),
         ] {
             let ratio = own.zip(at(name)).map_or_else(|| "-".to_owned(), |(own, other)| own.ratio_to(other));
-            println!("  {one}, {connections} connections: {ratio} the CPU of {name}");
+            println!("  {one}, connections {load}: {ratio} the CPU of {name}");
         }
     }
     println!("  lattice/it: lattice's figure over this server's, median of the rounds' ratios.");
@@ -150,11 +151,11 @@ fn print(servers: &[Server], measured: &[Vec<Figures>]) {
         "lattice/it req/s",
         "lattice/it CPU",
     ]);
-    for (connections, figures) in CONNECTIONS.iter().zip(measured) {
+    for (load, figures) in LOADS.iter().zip(measured) {
         for (server, f) in servers.iter().zip(figures) {
             table.row([
                 server.name.to_owned(),
-                connections.to_string(),
+                load.to_string(),
                 f.per_second.show(),
                 f.per_second.spread(),
                 f.p50_us.show(),

@@ -1,15 +1,18 @@
 //! Load over HTTP/1.1: the same for every server, and as cheap as it can be, since it shares the cpus with them. Each
-//! connection has one request under way; the next goes out when the answer has come whole.
+//! connection has one request under way; the next goes out when the answer has come whole, or at a pace that all servers
+//! are given: one that is asked more often wakes up less for each request, which is no merit of its own.
 
-use crate::figures::percentile;
+use crate::figures::{number, percentile};
 use crate::machine;
 use anyhow::{Context as _, Result, bail};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::interval_at;
 
 /// Bytes of one answer, head and body.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -39,14 +42,44 @@ pub(crate) struct Sample {
     pub(crate) own_us: f64,
 }
 
-/// Keeps `connections` busy for `time` after a start that is not counted, and tells what that cost each of `pids`.
-/// Any answer but a 200 is an error.
-pub(crate) async fn run(target: &Target, connections: usize, time: Duration, pids: &[u32]) -> Result<Sample> {
+/// How much is asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) connections: u32,
+    /// Requests of all of them together; as many as are answered if there is no pace.
+    pub(crate) per_second: Option<u32>,
+}
+
+impl Load {
+    /// As many as are answered.
+    pub(crate) const fn all(connections: u32) -> Self {
+        Self { connections, per_second: None }
+    }
+
+    /// Between two requests on a connection.
+    fn every(self) -> Option<Duration> {
+        self.per_second.map(|n| Duration::from_secs(1) * self.connections / n.max(1))
+    }
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.per_second {
+            None => write!(f, "{}", self.connections),
+            Some(n) => write!(f, "{} at {}/s", self.connections, number(n.into())),
+        }
+    }
+}
+
+/// Asks for `time` after a start that is not counted, and tells what that cost each of `pids`. Any answer but a 200 is
+/// an error.
+pub(crate) async fn run(target: &Target, load: Load, time: Duration, pids: &[u32]) -> Result<Sample> {
     let gauge = Arc::new(Gauge::default());
     let mut busy = tokio::task::JoinSet::new();
-    for _ in 0..connections {
+    for number in 0..load.connections {
         let connection = Connection::open(target.clone()).await?;
-        busy.spawn(keep_busy(connection, gauge.clone()));
+        let pace = load.every().map(|every| (every * number / load.connections, every));
+        busy.spawn(keep_busy(connection, pace, gauge.clone()));
     }
     let pids: Vec<u32> = pids.iter().copied().chain([std::process::id()]).collect();
     let measuring = measure(&gauge, time, &pids);
@@ -98,10 +131,18 @@ async fn measure(gauge: &Gauge, time: Duration, pids: &[u32]) -> Result<(f64, u6
     Ok((seconds, requests, cpu_after.iter().zip(&cpu_before).map(|(after, before)| *after - *before).collect()))
 }
 
-/// Gives the microseconds of each answer.
-async fn keep_busy(mut connection: Connection, gauge: Arc<Gauge>) -> Result<Vec<u32>> {
+/// At a pace it begins so much later and asks so often. Gives the microseconds of each answer.
+async fn keep_busy(
+    mut connection: Connection,
+    pace: Option<(Duration, Duration)>,
+    gauge: Arc<Gauge>,
+) -> Result<Vec<u32>> {
     let mut times = Vec::new();
+    let mut pace = pace.map(|(first, every)| interval_at(tokio::time::Instant::now() + first, every));
     while !gauge.stop.load(Ordering::Relaxed) {
+        if let Some(pace) = &mut pace {
+            pace.tick().await;
+        }
         let began = Instant::now();
         let status = connection.get().await?;
         if status != 200 {

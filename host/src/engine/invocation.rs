@@ -185,8 +185,11 @@ impl Shared {
             && run.store.data_mut().is_done()
             && let Some(Alive { store, slot, .. }) = run.alive.take()
         {
+            let spent = store.data().spent.clone();
             let warm = Warm { store, proxy, served, slot };
             if let Some(over) = self.engine.inner.idle.put(self.number, warm, Instant::now()) {
+                // It may be this one.
+                spent.leaves();
                 apart::leave(over);
             }
         }

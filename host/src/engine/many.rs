@@ -164,13 +164,13 @@ impl Many {
             self.open().push(open.clone());
         }
         let spent = run.store.data().spent.clone();
-        let driven = shared.laned_by(spent, Box::pin(drive(shared.clone(), service.clone(), run, taken)));
-        let watched = watch_over(Arc::downgrade(self), Arc::downgrade(&open), shared.clone(), driven);
         let broken = open.broken.clone();
+        let work = Box::pin(drive(shared.clone(), service.clone(), run, taken, broken));
+        let driven = shared.laned_by(spent, work);
+        let watched =
+            watch_over(Arc::downgrade(self), Arc::downgrade(&open), shared.clone(), driven, open.broken.clone());
         tokio::spawn(async move {
-            if let Err(error) = watched.await {
-                let _ = broken.set(error);
-            }
+            watched.await;
             let _ = end.send(true);
         });
         Ok(open)
@@ -204,12 +204,14 @@ impl Drop for Seat {
     }
 }
 
-/// Takes requests until nobody can send more, then ends when what they began is done.
+/// Takes requests until nobody can send more, then ends when what they began is done. Why it broke is noted before the
+/// store is dropped, since that ends the bodies.
 async fn drive(
     shared: Arc<Shared>,
     service: ServicePre<State>,
     mut run: Run,
     mut requests: mpsc::UnboundedReceiver<Taken>,
+    broken: Arc<OnceLock<CallError>>,
 ) -> Result<(), CallError> {
     let call = async {
         let service = service.instantiate_async(&mut run.store).await?;
@@ -246,8 +248,11 @@ async fn drive(
         });
         ended.await?
     };
-    let ended = call.await;
-    ended.map_err(|e| shared.failed(&run.store, &e))
+    let ended = call.await.map_err(|e| shared.failed(&run.store, &e));
+    if let Err(error) = &ended {
+        let _ = broken.set(error.clone());
+    }
+    ended
 }
 
 /// Drives an instance; ends it when all that is in it is late, and lets it go when it has waited long enough.
@@ -256,7 +261,8 @@ async fn watch_over(
     open: Weak<Open>,
     shared: Arc<Shared>,
     driven: impl Future<Output = Ended<()>>,
-) -> Result<(), CallError> {
+    broken: Arc<OnceLock<CallError>>,
+) {
     let mut driven = std::pin::pin!(driven);
     let mut until = Instant::now();
     loop {
@@ -286,7 +292,9 @@ async fn watch_over(
                 if let (Some(many), Some(open)) = (many.upgrade(), open.upgrade()) {
                     many.close(&open);
                 }
-                return ended.told().await;
+                // It has said itself why it broke.
+                let _ = ended.told().await;
+                return;
             }
             Err(_) => {
                 let now = Instant::now();
@@ -301,7 +309,8 @@ async fn watch_over(
                     if let (Some(many), Some(open)) = (many.upgrade(), open.upgrade()) {
                         many.close(&open);
                     }
-                    return Err(shared.late_quietly());
+                    let _ = broken.set(shared.late_quietly());
+                    return;
                 }
             }
         }
