@@ -91,21 +91,31 @@ async fn a_child_that_is_refused_memory_or_breaks_is_told_by_name() {
     }
 }
 
-/// What the machine's memory is short of goes first, and is not the host.
+/// What the machine's memory is short of goes first, and is not the host; and it runs when no other wants the processor.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn the_child_is_the_first_to_go_when_memory_is_short() {
+async fn the_child_is_the_first_to_go_when_memory_is_short_and_the_last_to_run() {
     let dir = tempfile::tempdir().unwrap();
     // The child waits for the end of its input, which the script keeps back until it was looked at.
     let look = format!(
         "mkfifo {0}/in; {BINARY} \"$@\" < {0}/in & exec 3> {0}/in\n\
          until grep -q 1000 /proc/$!/oom_score_adj; do :; done\n\
-         cat /proc/$!/oom_score_adj > {0}/score; cat >&3; exec 3>&-; wait $!",
+         cat /proc/$!/oom_score_adj > {0}/score; cat /proc/$!/stat > {0}/stat; cat /proc/$!/limits > {0}/limits; cat >&3; exec 3>&-; wait $!",
         dir.path().display()
     );
     let engine = engine(dir.path(), "child", &format!("PATH=/usr/bin:/bin\n{look}"));
     load(&engine, hello()).await.unwrap();
-    assert_eq!(fs::read_to_string(dir.path().join("score")).unwrap().trim(), "1000");
+    let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+    assert_eq!(read("score").trim(), "1000");
+    // Behind the name in brackets: its niceness is the 19th field of proc_pid_stat(5).
+    let stat = read("stat");
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    assert_eq!(fields[19 - 3], "19", "{stat}");
+    let limits = read("limits");
+    for bound in ["Max cpu time", "Max address space"] {
+        let line = limits.lines().find(|line| line.starts_with(bound)).unwrap();
+        assert!(!line[bound.len()..].trim_start().starts_with("unlimited"), "{line}");
+    }
 }
 
 #[tokio::test]

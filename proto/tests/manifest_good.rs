@@ -1,7 +1,7 @@
 //! Manifests as people have them: ours, and those written for wasmCloud v1, which must parse unchanged.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use proto::app::{App, Builtin, Folder, IngressRoute, Kind, Scaler, Spread};
+use proto::app::{App, Builtin, Folder, IngressRoute, Kind, Limits, Scaler, Spread};
 use proto::manifest::{self, ImageRef, Parsed};
 use std::collections::BTreeMap;
 
@@ -61,7 +61,8 @@ spec:
             folders: [{host: /srv/cart, guest: /data, write: true}, {host: /etc/cart, guest: /etc}]
             sockets: true
         - type: limits
-          properties: {memory: 128MiB, deadline: 2s, queue: 50}
+          properties: {memory: 128MiB, deadline: 2s, queue: 50, cpu: 300ms, table: 900, instances: 7, request: 1MB,
+            response: 2MB, log: 3KB, outgoing: 5, reuse: 40, concurrency: 6}
         - type: link
           properties:
             target: {name: kv, config: [{name: b, properties: {bucket: carts}}]}
@@ -112,8 +113,21 @@ fn all_that_the_language_has() {
     let folder = |host: &str, guest: &str, write| Folder { host: host.into(), guest: guest.into(), write };
     assert_eq!(actor.grants.folders, [folder("/srv/cart", "/data", true), folder("/etc/cart", "/etc", false)]);
     assert!(actor.grants.sockets);
-    let limits = (actor.limits.memory_bytes, actor.limits.deadline_ms, actor.limits.queue_len_max);
-    assert_eq!(limits, (128 << 20, 2_000, 50));
+    let limits = Limits {
+        memory_bytes: 128 << 20,
+        table_elements_max: 900,
+        instances_max: 7,
+        deadline_ms: 2_000,
+        cpu_ms: 300,
+        queue_len_max: 50,
+        request_bytes_max: 1_000_000,
+        response_bytes_max: 2_000_000,
+        log_bytes_per_s: 3_000,
+        outgoing_len_max: 5,
+        reuse: 40,
+        concurrency: 6,
+    };
+    assert_eq!(actor.limits, limits);
     assert_eq!(
         app.components["tax"].scaler,
         Scaler::Daemon { replicas: 2, spread: vec![spread("", &[("tier", "edge")], 100)] }

@@ -12,6 +12,11 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     Ok(TICK * ticks(&pid.to_string(), 13..15)?)
 }
 
+/// The same of its children that have ended.
+pub(crate) fn cpu_of_children(pid: u32) -> Result<Duration> {
+    Ok(TICK * ticks(&pid.to_string(), 15..17)?)
+}
+
 /// Sum of fields of /proc/PID/stat, counted from 0.
 fn ticks(pid: &str, fields: std::ops::Range<usize>) -> Result<u32> {
     let path = format!("/proc/{pid}/stat");

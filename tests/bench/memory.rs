@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// What their makers say that others keep in memory, in MB: https://docs.k3s.io/reference/resource-profiling and KubeEdge's
 /// list of what it is good for. That of wasmCloud was measured on a machine like this, idle.
-const PUBLISHED: &[(&str, f64)] = &[
+pub(crate) const PUBLISHED: &[(&str, f64)] = &[
     ("k3s agent, as published", 275.0),
     ("KubeEdge EdgeCore, as published", 70.0),
     ("wasmCloud host 1.9.2, measured before", 25.0),

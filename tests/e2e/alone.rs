@@ -121,3 +121,22 @@ fn up_with_a_bad_file_starts_nothing() {
     assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
     assert!(stderr.contains("bad.yaml:1:") && !data.exists(), "{stderr}");
 }
+
+#[test]
+fn the_log_may_be_lines_of_json() {
+    alone(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process = up(dir.path(), "json", &["--log", "json"]);
+        process.field("api");
+        process.interrupt();
+        let log = process.stderr();
+        let lines: Vec<serde_json::Value> =
+            log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect();
+        assert!(lines.len() > 2, "{log}");
+        for line in &lines {
+            for name in ["timestamp", "level", "target", "fields"] {
+                assert!(!line[name].is_null(), "no {name}: {line}");
+            }
+        }
+    });
+}

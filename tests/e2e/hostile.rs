@@ -5,6 +5,7 @@ use crate::harness::load::Load;
 use crate::harness::{Broker, Lattice, SOON, http, manifests, scenarios, until};
 use serde_json::json;
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 scenarios!(
@@ -15,6 +16,8 @@ scenarios!(
 
 /// The deadline in its manifest is 2 s; the rest is for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(6);
+/// Heartbeats with what actors do come every 20 s.
+const SIGNALS_SOON: Duration = Duration::from_secs(60);
 
 fn start(broker: Broker) -> Lattice {
     let lattice = Lattice::start(broker);
@@ -138,6 +141,27 @@ fn more_requests_than_the_queue_holds_are_told_to_come_again(broker: Broker) {
         assert_eq!(refused.header("retry-after"), Some("1"));
         assert!(refused.text().contains("hostile"), "{}", refused.text());
     }
+    // Whoever would scale it sees how many run and how many wait, while they do.
+    let is_seen = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(|| {
+                while !is_seen.load(Ordering::Relaxed) {
+                    let _ = ask(&lattice, "/sleep?ms=500");
+                }
+            });
+        }
+        let begun = Instant::now();
+        while !is_seen.load(Ordering::Relaxed) {
+            let actor = &lattice.items_of("actors", "hostile")[0];
+            let [running, waiting] = ["in_flight", "queued"].map(|name| actor[name].as_u64().unwrap());
+            // All end before this gives up, or they would go on for ever.
+            let is_late = begun.elapsed() > SIGNALS_SOON;
+            is_seen.store(((1..=4).contains(&running) && (1..=8).contains(&waiting)) || is_late, Ordering::Relaxed);
+            assert!(!is_late, "{running} run and {waiting} wait, for {SIGNALS_SOON:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
     until("there is room again", SOON, || (ask(&lattice, "/").unwrap().status == 200).then_some(()));
     let actor = &lattice.items_of("actors", "hostile")[0];
     assert_eq!((&actor["state"], &actor["running"]), (&json!("running"), &json!(4)));

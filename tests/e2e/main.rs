@@ -19,6 +19,7 @@ mod apply;
 mod backup;
 mod bad;
 mod buses;
+mod certificates;
 #[cfg(target_os = "linux")]
 mod chaos;
 #[cfg(target_os = "linux")]

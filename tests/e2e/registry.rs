@@ -86,8 +86,12 @@ fn a_registry_with_a_door_wants_the_credentials_of_docker() {
         for (auth, expected) in [("YWRhOndyb25n", 1), ("YWRhOnNlY3JldA==", 0)] {
             let config = format!("{{\"auths\": {{\"{}\": {{\"auth\": \"{auth}\"}}}}}}", registry.at);
             fs::write(registry.dir.path().join("config.json"), config).unwrap();
-            let (code, stdout, stderr) = registry.lattice(&push);
-            assert_eq!(code, expected, "{stdout}{stderr}");
+            let copy = registry.dir.path().join("copy.wasm").display().to_string();
+            let reference = registry.reference("acme/hello:1");
+            for args in [&push[..], &["inspect", &reference], &["pull", &reference, "-o", &copy]] {
+                let (code, stdout, stderr) = registry.lattice(args);
+                assert_eq!(code, expected, "{args:?}: {stdout}{stderr}");
+            }
         }
         fs::write(registry.dir.path().join("config.json"), "{").unwrap();
         let (code, _, stderr) = registry.lattice(&push);

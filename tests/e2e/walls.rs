@@ -15,7 +15,7 @@ scenarios!(
 );
 
 /// The hostile guest with a trait of its own.
-fn with_trait(lattice: &Lattice, name: &str, trait_: &str, on: &str) -> std::path::PathBuf {
+pub(crate) fn with_trait(lattice: &Lattice, name: &str, trait_: &str, on: &str) -> std::path::PathBuf {
     let text = std::fs::read_to_string(file("tests/guests/hostile/app.yaml")).unwrap();
     let image = file("tests/guests/hostile/hostile.wasm").display().to_string();
     let mut text = manifests::change(&text, "./hostile.wasm", &image);
@@ -60,6 +60,10 @@ fn a_policy_takes_away_what_a_manifest_grants(broker: Broker) {
     lattice.apply(&allowed);
     let time = ask(lattice.ingress("a"), "allowed.localhost", "/time");
     assert!(time.text().starts_with("wall "), "{}", time.text());
+    // It never adds: what the manifest does not grant is denied, whatever the policy would allow.
+    lattice.apply(&with_trait(&lattice, "asked-for-nothing", "", "box: small"));
+    let time = ask(lattice.ingress("a"), "asked-for-nothing.localhost", "/time");
+    assert!(time.status == 500 && time.text().contains("grants.clocks.wall"), "{} {}", time.status, time.text());
     // Where there is no policy, the manifest is all that counts.
     let grants = "        - type: grants\n          properties: {http: [api.example.org]}\n";
     lattice.apply(&with_trait(&lattice, "elsewhere", grants, "box: large"));

@@ -1,6 +1,6 @@
 //! Outgoing HTTP: the only door through which `wasi:http` leaves a guest. A request passes by what it asks for, then by
 //! the address that its name stands for, and that very address is connected to: a name is looked up once, so one that
-//! changes between the look and the leap gains nothing. HTTP/1.1, with the web's own certificate authorities. The trace
+//! changes between the look and the leap gains nothing. HTTP/1.1, with the certificate authorities of the web and of this machine. The trace
 //! that the invocation belongs to goes along.
 
 use super::output::Log;
@@ -15,15 +15,16 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use proto::address::Scheme;
+use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 use tokio::time::{Instant, Sleep, timeout};
 use wasmtime_wasi_http::{Error, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks};
 
@@ -148,7 +149,7 @@ impl Door {
             Scheme::Http => self.speak(request, stream).await,
             Scheme::Https => {
                 let name = ServerName::try_from(self.host.clone()).map_err(|_| Error::HttpRequestUriInvalid)?;
-                let shaken = timeout(wait, tls().connect(name, stream)).await;
+                let shaken = timeout(wait, tls().await.connect(name, stream)).await;
                 let stream = shaken.map_err(|_| Error::ConnectionTimeout)?.map_err(Error::Tls)?;
                 self.speak(request, stream).await
             }
@@ -222,14 +223,26 @@ impl Door {
     }
 }
 
-/// Made once: the list of authorities is long.
-fn tls() -> tokio_rustls::TlsConnector {
-    static TLS: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
-    let config = TLS.get_or_init(|| {
-        let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };
+/// Made once: the list of authorities is long, and part of it is read from files.
+async fn tls() -> tokio_rustls::TlsConnector {
+    static TLS: OnceCell<Arc<rustls::ClientConfig>> = OnceCell::const_new();
+    let config = TLS.get_or_init(async || {
+        let roots = tokio::task::spawn_blocking(authorities).await;
+        let roots = roots.unwrap_or_else(|_| RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() });
         Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
     });
-    config.clone().into()
+    config.await.clone().into()
+}
+
+/// The web's, and those that this machine trusts besides, as a company's machines trust its own.
+fn authorities() -> RootCertStore {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };
+    let of_machine = rustls_native_certs::load_native_certs();
+    for error in &of_machine.errors {
+        tracing::warn!(%error, "certificate authorities of this machine can not be read; actors trust those of the web alone");
+    }
+    roots.add_parsable_certificates(of_machine.certs);
+    roots
 }
 
 /// An answer's body; counts as a request under way until it is dropped.

@@ -434,6 +434,6 @@ pub(crate) fn clean(command: &mut Command) -> &mut Command {
 }
 
 pub(crate) fn address(url: &str) -> SocketAddr {
-    let bare = url.strip_prefix("http://").unwrap_or(url);
+    let bare = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")).unwrap_or(url);
     bare.parse().unwrap_or_else(|e| panic!("{url}: {e}"))
 }

@@ -111,6 +111,14 @@ async fn what_is_granted_is_there() {
     assert_eq!(say("/stdin").await, "read \"typed\"\n");
     let files = say("/file?path=/note").await;
     assert!(files.contains("read 2 bytes of /note") && files.contains("denied: write"), "{files}");
+    // Nor does a link lead out of it, to a file or by a folder.
+    std::fs::write(world.dir.path().join("secret"), "hush").unwrap();
+    std::os::unix::fs::symlink(world.dir.path().join("secret"), folder.join("link")).unwrap();
+    std::os::unix::fs::symlink("..", folder.join("up")).unwrap();
+    for path in ["/link", "/up/secret"] {
+        let files = say(&format!("/file?path={path}")).await;
+        assert!(files.contains(&format!("denied: read {path}")), "{files}");
+    }
     let files = say("/file?path=/../../etc/passwd").await;
     assert!(files.contains("denied: read"), "{files}");
     let socket = say(&format!("/socket?to={addr}")).await;

@@ -56,6 +56,28 @@ async fn compiled_once_then_mapped_and_healed_when_damaged() {
     fs::remove_file(cached(&dir, "mac")).unwrap();
     load(&engine, &bytes, &reads).await.unwrap();
     assert_eq!(count(), 5);
+    // Sound code of another component, with its own checksum, is not this one's.
+    let (ours, mac) = (fs::read(cached(&dir, "cwasm")).unwrap(), fs::read(cached(&dir, "mac")).unwrap());
+    let other = committed("manifests/counter/counter.wasm");
+    load(&engine, &other, &Arc::default()).await.unwrap();
+    let of_other = |ending: &str| {
+        let name = format!("{}-", Digest::of(&other).hex());
+        let all = fs::read_dir(dir.path().join("cache")).unwrap().map(|entry| entry.unwrap().path());
+        let is_it = |path: &PathBuf| {
+            path.extension().is_some_and(|e| e == ending)
+                && path.file_name().unwrap().to_str().unwrap().starts_with(&name)
+        };
+        all.into_iter().find(is_it).unwrap()
+    };
+    let (code, sum) = (of_other("cwasm"), of_other("mac"));
+    fs::remove_file(&code).unwrap();
+    fs::write(&code, ours).unwrap();
+    fs::write(&sum, mac).unwrap();
+    let reads_of_other = Arc::new(AtomicU32::new(0));
+    let module = load(&engine, &other, &reads_of_other).await.unwrap();
+    assert_eq!(reads_of_other.load(Ordering::SeqCst), 1);
+    assert_eq!(module.exports(), ["wasi:http/incoming-handler"]);
+    engine.forget(&Digest::of(&other));
     fs::write(dir.path().join("cache/key"), [7; 32]).unwrap();
     let engine = Engine::new(config(&dir)).unwrap();
     let module = load(&engine, &bytes, &reads).await.unwrap();
