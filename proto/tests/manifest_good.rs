@@ -61,8 +61,7 @@ spec:
             folders: [{host: /srv/cart, guest: /data, write: true}, {host: /etc/cart, guest: /etc}]
             sockets: true
         - type: limits
-          properties: {memory: 128MiB, deadline: 2s, queue: 50, cpu: 300ms, table: 900, instances: 7, request: 1MB,
-            response: 2MB, log: 3KB, outgoing: 5, reuse: 40, concurrency: 6}
+          properties: {memory: 128MiB, deadline: 2s, queue: 50, cpu: 300ms, table: 900, instances: 7, request: 1MB, response: 2MB, log: 3KB, outgoing: 5, reuse: 40, concurrency: 6}
         - type: link
           properties:
             target: {name: kv, config: [{name: b, properties: {bucket: carts}}]}

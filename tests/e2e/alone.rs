@@ -132,7 +132,7 @@ fn the_log_may_be_lines_of_json() {
         let log = process.stderr();
         let lines: Vec<serde_json::Value> =
             log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect();
-        assert!(lines.len() > 2, "{log}");
+        assert!(!lines.is_empty(), "{log}");
         for line in &lines {
             for name in ["timestamp", "level", "target", "fields"] {
                 assert!(!line[name].is_null(), "no {name}: {line}");

@@ -71,7 +71,7 @@ fn outgoing(broker: Broker) {
     lattice.until_hosts(&[("a", "ready"), ("b", "ready")]);
     let grants = format!("        - type: grants\n          properties: {{http: [\"https://{server}\"]}}\n");
     for (name, on, says) in
-        [("trusting", "trusts: it", "status 204"), ("doubting", "trusts: nobody", "TlsCertificateError")]
+        [("trusting", "trusts: it", "status 204"), ("doubting", "trusts: nobody", "TlsProtocolError")]
     {
         lattice.apply(&walls::with_trait(&lattice, name, &grants, on));
         let (host, target) = (format!("{name}.localhost"), format!("/out?url=https://{server}/"));
