@@ -3,21 +3,6 @@
 use super::*;
 use proto::app::{Folder, Grants, Random};
 use proto::policy::Policy;
-use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
-
-/// Answers every request, on a thread of its own.
-fn server() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        while let Ok((mut stream, _)) = listener.accept() {
-            let _ = stream.read(&mut [0; 1024]);
-            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
-        }
-    });
-    addr
-}
 
 async fn say(world: &World, grants: Grants, path: &str) -> String {
     let actor = world.actor(hostile(), Spec { grants, ..world.spec() }).await;

@@ -148,15 +148,7 @@ async fn nothing_is_granted_by_default() {
 #[tokio::test]
 async fn what_is_granted_is_there() {
     let world = World::new();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        use std::io::{Read as _, Write as _};
-        while let Ok((mut stream, _)) = listener.accept() {
-            let _ = stream.read(&mut [0; 1024]);
-            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
-        }
-    });
+    let addr = server();
     let grants = Grants {
         env: BTreeMap::from([("MODE".to_owned(), "test".to_owned())]),
         args: vec!["cart".into()],
@@ -186,6 +178,28 @@ async fn what_is_granted_is_there() {
     assert!(time > 1_700_000_000, "{time}");
     assert_eq!(say("/random").await, say("/random").await, "the same seed");
     assert!(!say("/random").await.starts_with("error"));
+}
+
+#[tokio::test]
+async fn neither_all_names_nor_a_range_leads_to_this_machine_or_to_the_bus() {
+    let (dir, bus, other) = (tempfile::tempdir().unwrap(), server(), server());
+    let engine = Engine::new(Config { bus: bus_at(&[bus]), ..config(&dir) }).unwrap();
+    let world = World { engine, dir, lines: Arc::default() };
+    for (granted, addr, is_reached) in
+        [("*", other, false), ("127.0.0.0/8", other, true), ("127.0.0.0/8", bus, false), (&bus.to_string(), bus, true)]
+    {
+        let granted = vec![granted.to_owned()];
+        let grants = Grants { http: granted.clone(), tcp: granted.clone(), ..Grants::default() };
+        let said = say(&world, grants.clone(), &format!("/ask?{addr}")).await;
+        let denied = said.contains("Denied") || said.contains("Prohibited");
+        assert_eq!((said == "status 204\n", denied), (is_reached, !is_reached), "{granted:?} {addr}: {said}");
+        let said = say(&world, grants, &format!("/tcp?{}", addr.port())).await;
+        assert_eq!(
+            (said == "connected\n", said.contains("AccessDenied")),
+            (is_reached, !is_reached),
+            "{granted:?}: {said}"
+        );
+    }
 }
 
 #[tokio::test]

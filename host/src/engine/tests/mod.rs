@@ -74,6 +74,20 @@ pub(super) fn bus_at(addresses: &[std::net::SocketAddr]) -> crate::engine::BusAd
     tokio::sync::watch::channel(Arc::from(addresses)).1
 }
 
+/// Answers every request, on a thread of its own.
+pub(super) fn server() -> std::net::SocketAddr {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+        }
+    });
+    addr
+}
+
 /// A component that is committed in this repository.
 pub(super) fn committed(path: &str) -> Vec<u8> {
     std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).unwrap()
