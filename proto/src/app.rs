@@ -349,6 +349,10 @@ pub struct Limits {
     pub table_elements_max: u32,
     /// Core instances that one instance of the component is made of.
     pub instances_max: u32,
+    /// Call stack of one call in the guest, all its frames. Written only where it is asked for: builds that do not know
+    /// it keep what they read byte for byte.
+    #[serde(skip_serializing_if = "is_usual_stack")]
+    pub stack_bytes: u64,
     /// Wall time of one invocation.
     pub deadline_ms: u64,
     /// Processor time of one invocation.
@@ -368,12 +372,20 @@ pub struct Limits {
     pub concurrency: u32,
 }
 
+/// What an actor has whose manifest asks for nothing else.
+pub const STACK_BYTES: u64 = 512 * 1024;
+
+fn is_usual_stack(bytes: &u64) -> bool {
+    *bytes == STACK_BYTES
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             memory_bytes: 64 * 1024 * 1024,
             table_elements_max: 100_000,
             instances_max: 64,
+            stack_bytes: STACK_BYTES,
             deadline_ms: 30_000,
             cpu_ms: 10_000,
             queue_len_max: 1_000,

@@ -5,7 +5,8 @@ use crate::address::Pattern;
 use crate::app::{Folder, Grants, Invalid, Limits};
 use crate::manifest::grants::{full_path, patterns};
 use crate::manifest::limits::{
-    CONCURRENCY, OUTGOING_LEN, QUEUE_LEN, REUSE, body, cpu, deadline, log, memory, within_range,
+    CONCURRENCY, INSTANCES, OUTGOING_LEN, QUEUE_LEN, REUSE, TABLE_ELEMENTS, body, cpu, deadline, log, memory, stack,
+    within_range,
 };
 use crate::manifest::reader::{Cursor, Fields, Reader};
 use crate::manifest::{Problem, yaml};
@@ -62,8 +63,11 @@ const fn count(name: &'static str, unit: &'static str, range: RangeInclusive<u64
     Held { name, unit, asked, written: Written::Count(range) }
 }
 
-const HELD: [Held; 10] = [
+const HELD: [Held; 13] = [
     amount("memory", "bytes", memory, |limits| limits.memory_bytes),
+    count("table", "elements", TABLE_ELEMENTS, |limits| limits.table_elements_max as u64),
+    count("instances", "core instances", INSTANCES, |limits| limits.instances_max as u64),
+    amount("stack", "bytes", stack, |limits| limits.stack_bytes),
     amount("deadline", "ms", deadline, |limits| limits.deadline_ms),
     amount("cpu", "ms", cpu, |limits| limits.cpu_ms),
     count("queue", "invocations", QUEUE_LEN, |limits| limits.queue_len_max as u64),
@@ -419,12 +423,15 @@ mod tests {
     fn each_limit_can_be_held_down() {
         let policy = parse(
             "limits: {replicas: 10, queue: 9, request: 1MiB, response: 2MiB, log: 1KiB, outgoing: 3, reuse: 4, \
-             concurrency: 5}\n",
+             concurrency: 5, table: 1000, instances: 20, stack: 1MiB}\n",
         );
-        let limits = Limits { reuse: 5, concurrency: 6, ..Limits::default() };
+        let limits = Limits { reuse: 5, concurrency: 6, stack_bytes: 2 << 20, ..Limits::default() };
         assert_eq!(
             policy.refusals(&Grants::default(), &limits),
             [
+                "limits.table is 100000 elements, and the policy of this host allows 1000: set limits.table lower",
+                "limits.instances is 64 core instances, and the policy of this host allows 20: set limits.instances lower",
+                "limits.stack is 2097152 bytes, and the policy of this host allows 1048576: set limits.stack lower",
                 "limits.queue is 1000 invocations, and the policy of this host allows 9: set limits.queue lower",
                 "limits.request is 67108864 bytes, and the policy of this host allows 1048576: set limits.request lower",
                 "limits.response is 1073741824 bytes, and the policy of this host allows 2097152: set limits.response lower",
@@ -435,6 +442,9 @@ mod tests {
             ]
         );
         let low = Limits {
+            table_elements_max: 1_000,
+            instances_max: 20,
+            stack_bytes: 1 << 20,
             queue_len_max: 9,
             request_bytes_max: 1,
             response_bytes_max: 1,

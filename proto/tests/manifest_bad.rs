@@ -327,7 +327,7 @@ fn every_grant_and_every_limit_is_checked() {
          \x20       - type: limits\n\
          \x20         properties: {table: 0, instances: 65, cpu: 0s, request: much, response: 2TB, log: 1GiB, outgoing: -1}\n\
          \x20       - type: limits\n\
-         \x20         properties: {reuse: 0, concurrency: many}\n",
+         \x20         properties: {reuse: 0, concurrency: many, stack: 9MiB}\n",
         &[
             "app.yaml:14:29: spec.components[0].traits[0].properties.sockets.tcp[0]: \"db.example:5432\" is not an address; \
              write an address, not a name: 10.0.0.5:5432, 10.0.0.0/8, [fd00::/8]:53, *:443 or *",
@@ -356,6 +356,8 @@ fn every_grant_and_every_limit_is_checked() {
             "app.yaml:22:31: spec.components[0].traits[2].properties.reuse: reuse of 0 is out of range; give 1 to 1000000",
             "app.yaml:22:47: spec.components[0].traits[2].properties.concurrency: expected a whole number from 0 to 10000, \
              found many; give a whole number from 0 to 10000",
+            "app.yaml:22:60: spec.components[0].traits[2].properties.stack: a call stack of \"9MiB\" is out of range; \
+             give 512KiB to 8MiB",
         ],
     );
 }

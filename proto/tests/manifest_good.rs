@@ -61,7 +61,7 @@ spec:
             folders: [{host: /srv/cart, guest: /data, write: true}, {host: /etc/cart, guest: /etc}]
             sockets: true
         - type: limits
-          properties: {memory: 128MiB, deadline: 2s, queue: 50, cpu: 300ms, table: 900, instances: 7, request: 1MB, response: 2MB, log: 3KB, outgoing: 5, reuse: 40, concurrency: 6}
+          properties: {memory: 128MiB, deadline: 2s, queue: 50, cpu: 300ms, table: 900, instances: 7, stack: 1MiB, request: 1MB, response: 2MB, log: 3KB, outgoing: 5, reuse: 40, concurrency: 6}
         - type: link
           properties:
             target: {name: kv, config: [{name: b, properties: {bucket: carts}}]}
@@ -116,6 +116,7 @@ fn all_that_the_language_has() {
         memory_bytes: 128 << 20,
         table_elements_max: 900,
         instances_max: 7,
+        stack_bytes: 1 << 20,
         deadline_ms: 2_000,
         cpu_ms: 300,
         queue_len_max: 50,

@@ -18,7 +18,7 @@ use proto::v1::command::What;
 use scheduler::raft::{self, Alone, offline};
 use scheduler::{Replica, backup, state};
 
-const VERSIONS: [u32; 3] = [1, 2, 3];
+const VERSIONS: [u32; 4] = [1, 2, 3, 4];
 const HOSTS: [&str; 2] = ["01JZZZZZZZZZZZZZZZZZZZZZZY", "01JZZZZZZZZZZZZZZZZZZZZZZZ"];
 const NOW: u64 = 1_800_000_000_000;
 const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
@@ -51,8 +51,17 @@ fn check_meaning(version: u32, meant: &[u8]) {
     assert_eq!(state::invariant::check(&state), Vec::<String>::new());
     assert_eq!(state.vocabulary, version);
     let apps: Vec<&str> = state.apps.keys().map(|name| name.as_str()).collect();
-    let strict = if version > 2 { &["alone"][..] } else { &[] };
-    assert_eq!(apps, [strict, &["counter", "hello"]].concat(), "version {version}");
+    let first = if version > 2 { &["alone", "counter"][..] } else { &["counter"] };
+    let last = if version > 3 { &["deep", "hello"][..] } else { &["hello"] };
+    assert_eq!(apps, [first, last].concat(), "version {version}");
+    if version > 3 {
+        let app = state.apps[&name("deep")].spec();
+        let stacks = app.components.values().filter_map(|c| match &c.kind {
+            Kind::Actor(actor) => Some(actor.limits.stack_bytes),
+            Kind::Provider(_) => None,
+        });
+        assert_eq!(stacks.collect::<Vec<u64>>(), [2 << 20]);
+    }
     let hello = &state.apps[&name("hello")];
     assert_eq!((hello.current, hello.revisions.len()), (4, 4), "two applied, scaled, rolled back");
     assert_eq!((state.hosts.len(), state.placements.len(), state.homes.len()), (2, 3, 1));
@@ -219,10 +228,14 @@ fn commands(version: u32) -> Vec<(&'static str, What)> {
         all.push(("refused", What::Refuse(pb::Refuse { code: "precondition".into(), error: "too much".into() })));
         all.push(("apply-alone", apply(spec("counter", "alone", b"alone"))));
     }
+    if version > 3 {
+        all.push(("apply-deep", apply(spec("counter", "deep", b"deep"))));
+    }
     all
 }
 
-/// An example's manifest as it is stored, its app under another name and path. The actor of "alone" is strict.
+/// An example's manifest as it is stored, its app under another name and path. The actor of "alone" is strict, that of
+/// "deep" has a larger call stack.
 fn spec(example: &str, name: &str, component: &[u8]) -> Vec<u8> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../manifests/{example}/app.yaml"));
     let text = fs::read_to_string(&file).unwrap();
@@ -234,6 +247,9 @@ fn spec(example: &str, name: &str, component: &[u8]) -> Vec<u8> {
         if let Kind::Actor(actor) = &mut part.kind {
             actor.digest = Some(Digest::of(component));
             part.strict = name == "alone";
+            if name == "deep" {
+                actor.limits.stack_bytes = 2 << 20;
+            }
         }
     }
     app.to_json()

@@ -1,7 +1,8 @@
 //! The first things that anybody does: apply, look, scale, go back, delete.
 
-use crate::harness::{Broker, Lattice, SOON, http, manifests, scenarios, until};
+use crate::harness::{Broker, Lattice, SOON, file, http, manifests, scenarios, until};
 use serde_json::json;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 scenarios!(
@@ -9,6 +10,8 @@ scenarios!(
     scale_and_rollback_make_revisions,
     a_million_replicas_are_a_number,
     exit_codes_say_how_it_ended,
+    a_component_is_named_by_path_url_or_digest,
+    recursion_ends_at_the_stack_that_the_manifest_gives,
 );
 
 fn an_applied_app_answers_and_a_deleted_one_does_not(broker: Broker) {
@@ -45,6 +48,11 @@ fn an_applied_app_answers_and_a_deleted_one_does_not(broker: Broker) {
     assert!(lattice.ok(&["apply", &manifest]).starts_with("app/hello created\n"));
     assert_eq!(http::get(at, "/").status, 200);
     assert_eq!(lattice.ok(&["delete", "-f", &manifest]), "app/hello deleted\n");
+    // Requests are noted nowhere unless that is asked for.
+    let printed = std::fs::read_dir(lattice.dir()).unwrap().flatten().map(|entry| entry.path());
+    let printed = printed.filter(|path| path.extension().is_some_and(|e| e == "out" || e == "err"));
+    let printed: Vec<String> = printed.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    assert!(!printed.is_empty() && !printed.iter().any(|text| text.contains("\"method\"")), "{printed:?}");
 }
 
 fn scale_and_rollback_make_revisions(broker: Broker) {
@@ -140,4 +148,85 @@ fn exit_codes_say_how_it_ended(broker: Broker) {
     let away = lattice.cli(&["get", "apps", "--api", "127.0.0.1:1"]);
     assert_eq!(away.code, 1, "{away:#?}");
     assert!(away.stderr.contains("127.0.0.1:1"), "{away:#?}");
+}
+
+fn a_component_is_named_by_path_url_or_digest(broker: Broker) {
+    let lattice = Lattice::start(broker);
+    std::fs::create_dir(lattice.dir().join("parts")).unwrap();
+    let hello = lattice.write("parts/hello.wasm", std::fs::read(file("manifests/hello/hello.wasm")).unwrap());
+    let inspected = lattice.cli(&["inspect", "parts/hello.wasm", "-o", "json"]).json();
+    let digest = inspected["digest"].as_str().unwrap().to_owned();
+    assert!(digest.starts_with("sha256:"), "{digest}");
+    let app = |name: &str, image: &str| {
+        let route = format!("{{type: ingress, properties: {{host: {name}.localhost, path: /}}}}");
+        manifests::actor(&lattice, name, Path::new(image), &[&route]).display().to_string()
+    };
+    let refused = |name: &str, image: &str, says: &[&str]| {
+        let cli = lattice.cli(&["apply", &app(name, image)]);
+        assert_eq!(cli.code, 1, "{image}: {cli:#?}");
+        // Long lines are wrapped for people.
+        let said = cli.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        for word in says.iter().chain(&["nothing was changed"]) {
+            assert!(said.contains(word), "{image}: no {word:?} in {said}");
+        }
+    };
+    // Nobody has uploaded it yet.
+    refused("early", &digest, &["early.yaml", &digest]);
+    for (name, image) in [
+        ("path", "parts/hello.wasm".to_owned()),
+        ("below", "./parts/hello.wasm".to_owned()),
+        ("url", format!("file://{}", hello.display())),
+        ("relative", "file://parts/hello.wasm".to_owned()),
+        ("digest", digest.clone()),
+    ] {
+        lattice.ok(&["apply", &app(name, &image)]);
+        let answer = until("it answers", SOON, || http::answers(lattice.ingress("a"), &format!("{name}.localhost")));
+        assert_eq!(answer.text(), "Hello from lattice!\n", "{image}");
+    }
+    for image in ["file:///no/such/hello.wasm", "file://parts", "http://127.0.0.1/hello.wasm"] {
+        refused("wrong", image, &["wrong.yaml"]);
+    }
+    // What a host compiled of it is no component, nor is it ever taken for one.
+    let compiled = find(lattice.dir(), "cwasm").expect("the host keeps what it compiled");
+    std::fs::copy(compiled, lattice.dir().join("parts/compiled.wasm")).unwrap();
+    refused("wrong", "parts/compiled.wasm", &["wrong.yaml", "not Wasm: it looks like a native program"]);
+}
+
+/// A file with this extension, in the folder or below.
+fn find(folder: &Path, extension: &str) -> Option<PathBuf> {
+    std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).find_map(|path| match path.is_dir() {
+        true => find(&path, extension),
+        false => path.extension().is_some_and(|found| found == extension).then_some(path),
+    })
+}
+
+fn recursion_ends_at_the_stack_that_the_manifest_gives(broker: Broker) {
+    let lattice = Lattice::start(broker);
+    // It calls itself as often as it is told to.
+    let deep = r#"(component
+        (core module $m (func $f (export "f") (param i32) (result i32)
+          (if (result i32) (local.get 0)
+            (then (i32.add (call $f (i32.sub (local.get 0) (i32.const 1))) (i32.const 1)))
+            (else (i32.const 0)))))
+        (core instance $i (instantiate $m))
+        (func $f (param "depth" u32) (result u32) (canon lift (core func $i "f")))
+        (instance (export "acme:test/calls") (export "down" (func $f))))"#;
+    let image = lattice.write("deep.wasm", wat::parse_str(deep).unwrap());
+    for (name, stack) in [("usual", "512KiB"), ("deep", "4MiB")] {
+        let limits = format!("{{type: limits, properties: {{stack: {stack}}}}}");
+        lattice.apply(&manifests::actor(&lattice, name, &image, &[&limits]));
+    }
+    let down = |app: &str, depth: &str| lattice.cli(&["call", &format!("{app}/a"), "acme:test/calls.down", depth]);
+    let depths = [1_000, 50_000, 1_000_000];
+    let [shallow, between, endless] = depths.map(|depth: u32| depth.to_string());
+    for (app, depth) in [("usual", &shallow), ("deep", &shallow), ("deep", &between)] {
+        let called = down(app, depth);
+        assert_eq!((called.code, called.stdout.trim()), (0, depth.as_str()), "{app}: {called:#?}");
+    }
+    for (app, depth, stack) in [("usual", &between, "512 KiB"), ("deep", &endless, "4 MiB")] {
+        let called = down(app, depth);
+        let said = called.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(called.code == 1 && said.contains(&format!("used up its {stack} of call stack")), "{app}: {called:#?}");
+        assert!(said.contains("raise limits.stack"), "{said}");
+    }
 }

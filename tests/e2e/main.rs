@@ -46,6 +46,7 @@ mod streaming;
 mod strict;
 #[cfg(target_os = "linux")]
 mod sync;
+mod terminal;
 #[cfg(feature = "otel")]
 mod tracing;
 mod unused;

@@ -6,7 +6,7 @@ use crate::harness::{Broker, Cluster, Process, SOON, finish, run, until};
 /// A build before there were tokens of the API.
 const OLDER: [&str; 2] = ["--vocabulary", "1"];
 /// Of this build.
-const NEWEST: u64 = 3;
+const NEWEST: u64 = 4;
 
 #[test]
 fn schedulers_of_two_versions_never_diverge() {

@@ -88,9 +88,11 @@ impl Started {
         }
     }
 
+    /// The server knows where it is reached, so that an address of it may be handed to another connection by any way.
     pub(crate) async fn bus(&self) -> Bus {
         let bus = Bus::connect(&self.config()).await.unwrap();
         wait_for(&bus, |connection| connection.up).await;
+        bus.subscribe("settled".into()).await.unwrap();
         bus
     }
 

@@ -11,7 +11,7 @@ use super::{Command, Identity};
 use crate::artifact::Unused;
 use crate::assignment::{Action, Key, Verdict, Wanted};
 use crate::beats::Now;
-use crate::heap;
+use crate::heap::{self, Moves};
 use crate::ingress::{Ingress, Routes};
 use crate::keeper::{Came, Keeper};
 use proto::v1 as pb;
@@ -67,8 +67,7 @@ pub(super) struct Loop {
     step_told: bool,
     /// A store had failed when the last heartbeat was made.
     failing: bool,
-    /// When something was assigned, brought up or stopped.
-    moved: Option<Instant>,
+    moves: Moves,
 }
 
 impl Loop {
@@ -100,7 +99,7 @@ impl Loop {
             step_at: None,
             step_told: false,
             failing: false,
-            moved: None,
+            moves: Moves::default(),
         }
     }
 
@@ -295,7 +294,7 @@ impl Loop {
         drop(self.routes.send_replace(Arc::new(routes)));
         self.parts.telemetry.book.prune();
         self.keeper.adopt(assignment, wanted);
-        self.moved = Some(Instant::now());
+        self.moved();
     }
 
     /// Begins whatever has to happen and can begin now.
@@ -337,7 +336,7 @@ impl Loop {
     }
 
     fn started(&mut self, joined: Result<(Key, Wanted, Result<Instance, String>), tokio::task::JoinError>) {
-        self.moved = Some(Instant::now());
+        self.moved();
         let (key, started, result) = match joined {
             Ok(done) => done,
             Err(error) => {
@@ -392,7 +391,14 @@ impl Loop {
             }
         }
         // Until what was stopped has ended too.
-        if self.moved.is_some_and(|at| at.elapsed() < DRAIN * 2) {
+        if self.moves.is_within(DRAIN * 2, Instant::now()) {
+            tokio::task::spawn_blocking(heap::give_back);
+        }
+    }
+
+    /// Something was assigned, brought up or stopped.
+    fn moved(&mut self) {
+        if self.moves.note(Instant::now()) {
             tokio::task::spawn_blocking(heap::give_back);
         }
     }
@@ -410,7 +416,7 @@ impl Loop {
 
     /// Lets go of what was stopped or replaced, beside the loop.
     fn retire(&mut self, key: Key, instance: Instance) {
-        self.moved = Some(Instant::now());
+        self.moved();
         if instance.strict {
             self.partings.spawn(async move {
                 // Its invocations end with the lease at the latest, or by their own limits.

@@ -85,7 +85,9 @@ impl Parts {
                 Compiling::Begun => StartStep::Compiling,
             });
         };
-        let module = self.engine.load_sized(&digest, len, move || bytes(), told).await.map_err(|e| e.to_string())?;
+        let stack_bytes = actor.limits.stack_bytes;
+        let loading = self.engine.load_sized(&digest, stack_bytes, len, move || bytes(), told);
+        let module = loading.await.map_err(|e| e.to_string())?;
         noted.at(StartStep::Linking);
         let imports = Table::new(wanted.app.clone(), key.1.clone(), self.running.clone(), self.bus.clone());
         let spec = Spec {

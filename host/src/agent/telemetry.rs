@@ -175,6 +175,7 @@ impl Scrape {
         page.one("lattice_ingress_connections_accepted", "Connections that were taken", taken)?;
         let cut = [
             ([("why", "handshake")], Value::Count(meter.handshakes_failed.get())),
+            ([("why", "no-head")], Value::Count(meter.headless.get())),
             ([("why", "stalled")], Value::Count(meter.stalled.get())),
             ([("why", "crowded")], Value::Count(meter.crowded.get())),
         ];

@@ -81,7 +81,7 @@ impl Actor {
         let shared = Shared {
             env: Arc::new(env),
             engine: engine.clone(),
-            is_later: !wasmtime::Engine::same(&wasm, &inner.engine),
+            is_later: module.is_later(),
             wasm,
             number,
             gate: Gate::new(at_once),

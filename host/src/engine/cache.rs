@@ -25,15 +25,18 @@ const KEY_BYTES: usize = 32;
 /// Block size of SHA-256, for HMAC (RFC 2104).
 const BLOCK_BYTES: usize = 64;
 
+/// Makes names of temporary files distinct within this process, in which several caches may have one folder.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+
 pub(super) struct Cache {
     dir: PathBuf,
     key: [u8; KEY_BYTES],
     /// Names the setup: code made for another one is another file.
     setup: String,
-    /// Makes names of temporary files distinct within this process.
-    counter: AtomicU64,
-    /// Bytes added since the folder was gone through.
+    /// Bytes added since the folder was gone through, which it is after so many.
     added: AtomicU64,
+    look_bytes: u64,
+    bytes_max: u64,
 }
 
 impl Cache {
@@ -45,8 +48,10 @@ impl Cache {
             dir: dir.to_owned(),
             key,
             setup: setup(engine),
-            counter: AtomicU64::new(0),
             added: AtomicU64::new(LOOK_BYTES),
+            look_bytes: LOOK_BYTES,
+            // The engines of the other kind add to the same folder by a count of their own.
+            bytes_max: CACHE_BYTES_MAX - 2 * LOOK_BYTES,
         };
         cache.remove_leftovers()?;
         Ok(cache)
@@ -84,12 +89,16 @@ impl Cache {
         self.write(&path, code)?;
         self.write(&path.with_extension("mac"), &sum)?;
         let len = u64::try_from(code.len()).unwrap_or(u64::MAX);
-        if self.added.fetch_add(len, Ordering::Relaxed).saturating_add(len) < LOOK_BYTES {
+        if self.added.fetch_add(len, Ordering::Relaxed).saturating_add(len) < self.look_bytes {
             return Ok(());
         }
         self.added.store(0, Ordering::Relaxed);
-        // The engine for 0.3 adds to the same folder by a count of its own.
-        self.shrink(CACHE_BYTES_MAX - 2 * LOOK_BYTES, free_bytes(&self.dir))
+        self.shrink(self.bytes_max, free_bytes(&self.dir))
+    }
+
+    /// Whether there is code of this component for this setup.
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        self.path(digest).exists()
     }
 
     /// Whether there is code of this component for another setup.
@@ -121,7 +130,7 @@ impl Cache {
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let n = self.counter.fetch_add(1, Ordering::Relaxed);
+        let n = WRITTEN.fetch_add(1, Ordering::Relaxed);
         let tmp = self.dir.join(format!("{}-{n}.tmp", std::process::id()));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
         let written = file.write_all(bytes).and_then(|()| file.sync_data()).and_then(|()| fs::rename(&tmp, path));
@@ -153,11 +162,13 @@ impl Cache {
         Ok(outer.finalize().into())
     }
 
-    /// Temporary files of processes that ended while writing.
+    /// Temporary files of processes that ended while writing; this one may be about it.
     fn remove_leftovers(&self) -> io::Result<()> {
+        let own = format!("{}-", std::process::id());
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|e| e == "tmp") {
+            let is_own = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&own));
+            if path.extension().is_some_and(|e| e == "tmp") && !is_own {
                 let _ = fs::remove_file(path);
             }
         }
@@ -318,6 +329,36 @@ mod tests {
         assert_eq!(left(), [false, false, false, true]);
         cache.shrink(0, None).unwrap();
         assert_eq!(left(), [false; 4]);
+    }
+
+    #[test]
+    fn what_is_kept_stays_within_its_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache { look_bytes: 2_000, bytes_max: 10_000, ..cache(dir.path()) };
+        let digests: Vec<_> = (0..100_u8).map(|n| Digest::of(&[n])).collect();
+        for digest in &digests {
+            cache.store(digest, &[0; 500]).unwrap();
+            let kept = digests.iter().filter(|digest| cache.has(digest)).count();
+            assert!(kept * 500 <= 12_000, "{kept}");
+        }
+        let last = digests.last().unwrap();
+        assert!(cache.has(last) && !cache.has(&digests[0]));
+        let sums = fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "mac"));
+        assert_eq!(sums.count(), digests.iter().filter(|digest| cache.has(digest)).count(), "checksums go along");
+    }
+
+    #[test]
+    fn what_another_process_left_half_written_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, other) = (
+            dir.path().join(format!("{}-7.tmp", std::process::id())),
+            dir.path().join(format!("{}-7.tmp", std::process::id() + 1)),
+        );
+        [&own, &other].map(|path| fs::write(path, b"half").unwrap());
+        cache(dir.path());
+        assert!(own.exists() && !other.exists());
     }
 
     #[test]

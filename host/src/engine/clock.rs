@@ -1,12 +1,13 @@
 //! The clock of the epochs: what makes a guest that computes give way. It ticks fast while a guest runs and slowly while
 //! none does, and when none has for a while it stands still until the next one enters, but for a look each second: an idle
-//! host takes next to no processor time for it.
+//! host takes next to no processor time for it. One for all engines.
 
 use super::idle::Idle;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use wasmtime::EngineWeak;
 
 /// While a guest runs. At a tick a guest that computes is looked at: whether it has used up its turn, or all of its time.
 pub(super) const TICK_MS: u64 = 1;
@@ -17,20 +18,22 @@ const QUIET_TICKS: u32 = 100;
 /// How often instances are looked at that wait for a request.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Ticks of all engines.
+/// Ticks of all clocks.
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
-/// How often it has ticked, of all engines: an order in time, not a measure of it.
+/// How often they have ticked: an order in time, not a measure of it.
 pub(super) fn ticks() -> u64 {
     TICKS.load(Ordering::Relaxed)
 }
 
-/// What an engine's clocks look at.
+/// What the clock looks at.
 #[derive(Default)]
 pub(super) struct Clock {
+    /// Those whose epochs it moves on.
+    engines: Mutex<Vec<EngineWeak>>,
     /// Instances that run now.
     running: AtomicU32,
-    /// Clocks that stand still. Written before `running` is read, as `running` is before this is: one of the two sees the
+    /// Whether it stands still, 1 or 0. Written before `running` is read, as `running` is before this is: one of the two sees the
     /// other.
     standing: AtomicU32,
     entered: Condvar,
@@ -73,22 +76,33 @@ impl Clock {
         entered
     }
 
-    /// Moves the epoch of this engine on. Ends with the engine. One of the clocks also counts the ticks and looks after the
-    /// instances that wait for a request.
-    pub(super) fn start(self: &Arc<Self>, engine: &wasmtime::Engine, waiting: Option<Weak<Idle>>) -> io::Result<()> {
-        let (clock, engine) = (self.clone(), engine.weak());
+    /// Moves the epoch of this engine on as well, from now on.
+    pub(super) fn tick(&self, engine: &wasmtime::Engine) {
+        self.engines().push(engine.weak());
+    }
+
+    fn engines(&self) -> MutexGuard<'_, Vec<EngineWeak>> {
+        self.engines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the epochs on; whether there are any.
+    fn epochs(&self) -> bool {
+        let mut engines = self.engines();
+        engines.retain(|engine| engine.upgrade().map(|engine| engine.increment_epoch()).is_some());
+        !engines.is_empty()
+    }
+
+    /// Ticks until the engines are gone. Also counts the ticks and looks after the instances that wait for a request.
+    pub(super) fn start(self: &Arc<Self>, waiting: Weak<Idle>) -> io::Result<()> {
+        let clock = self.clone();
         let (mut swept, mut quiet) = (Instant::now(), 0);
         let run = move || {
-            while let Some(engine) = engine.upgrade() {
-                engine.increment_epoch();
-                drop(engine);
-                if let Some(waiting) = &waiting {
-                    TICKS.fetch_add(1, Ordering::Relaxed);
-                    if swept.elapsed() >= SWEEP_EVERY {
-                        swept = Instant::now();
-                        let Some(waiting) = waiting.upgrade() else { return };
-                        waiting.sweep(swept);
-                    }
+            while clock.epochs() {
+                TICKS.fetch_add(1, Ordering::Relaxed);
+                if swept.elapsed() >= SWEEP_EVERY {
+                    swept = Instant::now();
+                    let Some(waiting) = waiting.upgrade() else { return };
+                    waiting.sweep(swept);
                 }
                 quiet = if clock.running() > 0 { 0 } else { quiet + 1 };
                 match quiet {
@@ -143,7 +157,8 @@ mod tests {
     fn it_goes_on_when_somebody_has_entered() {
         let engine = wasmtime::Engine::default();
         let (clock, idle) = (Arc::new(Clock::default()), Arc::new(Idle::new(1)));
-        clock.start(&engine, Some(Arc::downgrade(&idle))).expect("a thread");
+        clock.tick(&engine);
+        clock.start(Arc::downgrade(&idle)).expect("a thread");
         while clock.standing.load(Ordering::SeqCst) == 0 {
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -152,7 +152,7 @@ fn answer(setup: &str, parallel: bool) -> io::Result<Vec<u8>> {
 /// The engine of this build that has this setup.
 fn engine_of(setup: &str, parallel: bool) -> io::Result<Option<wasmtime::Engine>> {
     for kind in [config::Kind::Plain, config::Kind::Later] {
-        let mut config = config::wasmtime_config(None, kind);
+        let mut config = config::wasmtime_config(None, kind, config::Stack::USUAL);
         config.parallel_compilation(parallel);
         let engine = wasmtime::Engine::new(&config).map_err(io::Error::other)?;
         if cache::setup(&engine) == setup {

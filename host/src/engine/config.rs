@@ -7,6 +7,7 @@
 use super::cgroup;
 use super::compile::Compiler;
 use super::granted::BusAddresses;
+use proto::app::STACK_BYTES;
 use proto::policy::Policy;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -32,8 +33,10 @@ pub struct Config {
 
 /// Ticks after which one that computes for long gives way to others that do.
 pub(super) const BACK_TURN_TICKS: u64 = 5;
-/// Of one call in the guest, all its frames; the engine has one bound for all actors.
-pub(super) const STACK_BYTES_MAX: usize = 512 * 1024;
+/// What is left of a fiber's stack beneath the guest's frames, for what the host does when it is called from there.
+const HOST_STACK_BYTES: usize = 1536 * 1024;
+/// A larger call stack counts as another instance for each of these.
+const STACK_SLOT_BYTES: u64 = 1024 * 1024;
 /// Core instances that one component may hold: toolchains for Python and JavaScript make a dozen.
 pub(super) const CORE_INSTANCES_MAX: u32 = 64;
 pub(super) const TABLES_MAX: u32 = 64;
@@ -70,6 +73,42 @@ pub(super) enum Kind {
     Later,
 }
 
+/// The call stack of one call in the guest, all its frames: one of a few sizes, since each has an engine of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stack {
+    /// Twice the usual one so many times.
+    doubled: u8,
+}
+
+impl Stack {
+    pub(super) const USUAL: Self = Self { doubled: 0 };
+    /// To 8 MiB.
+    const DOUBLED_MAX: u8 = 4;
+    /// How many sizes there are.
+    pub(super) const SIZES: usize = 5;
+
+    /// The least of the sizes that has so many bytes; the largest if none has.
+    pub(super) fn of(bytes: u64) -> Self {
+        let fits = |doubled: &u8| STACK_BYTES << doubled >= bytes;
+        Self { doubled: (0..Self::DOUBLED_MAX).find(fits).unwrap_or(Self::DOUBLED_MAX) }
+    }
+
+    pub(super) fn bytes(self) -> u64 {
+        STACK_BYTES << self.doubled
+    }
+
+    /// Which of the sizes it is.
+    pub(super) fn at(self) -> usize {
+        usize::from(self.doubled)
+    }
+
+    /// Slots that an instance with it takes.
+    pub(super) fn slots(self) -> u32 {
+        let more = (self.bytes() - STACK_BYTES).div_ceil(STACK_SLOT_BYTES);
+        u32::try_from(more).unwrap_or(u32::MAX).saturating_add(1)
+    }
+}
+
 /// What the machine can carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size {
@@ -80,6 +119,11 @@ pub(super) struct Size {
 }
 
 impl Size {
+    /// Of an engine whose instances have a larger call stack.
+    pub(super) fn with(self, stack: Stack) -> Self {
+        Self { instances: (self.instances / stack.slots()).max(1), ..self }
+    }
+
     pub(super) fn of(config: &Config) -> Self {
         let maps = read_number("/proc/sys/vm/max_map_count").unwrap_or(MAPS_DEFAULT);
         size(config.memory_bytes, config.instances_max, maps, machine_memory_bytes())
@@ -116,7 +160,8 @@ fn read_number(path: impl AsRef<Path>) -> Option<u64> {
 }
 
 /// The one place where wasmtime is configured. `pool` is left out on machines that can not reserve the address space.
-pub(super) fn wasmtime_config(pool: Option<Size>, kind: Kind) -> wasmtime::Config {
+pub(super) fn wasmtime_config(pool: Option<Size>, kind: Kind, stack: Stack) -> wasmtime::Config {
+    let stack_bytes = usize::try_from(stack.bytes()).unwrap_or(usize::MAX);
     let mut config = wasmtime::Config::new();
     config
         .strategy(Strategy::Cranelift)
@@ -130,7 +175,8 @@ pub(super) fn wasmtime_config(pool: Option<Size>, kind: Kind) -> wasmtime::Confi
         .concurrency_support(kind == Kind::Later)
         .wasm_component_model_async(kind == Kind::Later)
         .epoch_interruption(true)
-        .max_wasm_stack(STACK_BYTES_MAX)
+        .max_wasm_stack(stack_bytes)
+        .async_stack_size(stack_bytes + HOST_STACK_BYTES)
         .memory_init_cow(true)
         // On a small machine a compilation on all cores would stand in the way of what is being served.
         .parallel_compilation(std::thread::available_parallelism().is_ok_and(|n| n.get() > 2))
@@ -185,20 +231,40 @@ mod tests {
         assert_eq!(size(0, 1_000, 65_530, Some(32 << 20)).memory_bytes, 8 << 20);
         assert_eq!(size(16 << 30, 0, 1, Some(8 << 30)), Size { instances: 1, memory_bytes: 8 << 30, mapped: 16 });
     }
+
+    #[test]
+    fn call_stacks_have_few_sizes_and_count_as_what_they_may_take() {
+        let of = |bytes| (Stack::of(bytes).bytes() >> 10, Stack::of(bytes).slots(), Stack::of(bytes).at());
+        assert_eq!(of(0), (512, 1, 0));
+        assert_eq!(of(STACK_BYTES), (512, 1, 0));
+        assert_eq!(of(STACK_BYTES + 1), (1024, 2, 1));
+        assert_eq!(of(2 << 20), (2048, 3, 2));
+        assert_eq!(of(3 << 20), (4096, 5, 3));
+        assert_eq!(of(8 << 20), (8192, 9, 4));
+        assert_eq!(of(u64::MAX), (8192, 9, Stack::SIZES - 1));
+        let size = Size { instances: 100, memory_bytes: 1 << 30, mapped: 16 };
+        assert_eq!(size.with(Stack::USUAL), size);
+        assert_eq!(size.with(Stack::of(8 << 20)).instances, 11);
+        assert_eq!(Size { instances: 4, ..size }.with(Stack::of(8 << 20)).instances, 1);
+    }
+
     /// A host that has to do without the pool still loads what it compiled with it.
     #[test]
     fn code_fits_with_and_without_the_pool() {
         use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-        let hash = |pool, kind| {
-            let engine = wasmtime::Engine::new(&wasmtime_config(pool, kind)).unwrap();
+        let hash = |pool, kind, stack| {
+            let engine = wasmtime::Engine::new(&wasmtime_config(pool, kind, stack)).unwrap();
             let mut hasher = DefaultHasher::new();
             engine.precompile_compatibility_hash().hash(&mut hasher);
             hasher.finish()
         };
         let small = Size { instances: 4, memory_bytes: 1 << 20, mapped: 16 };
         for kind in [Kind::Plain, Kind::Later] {
-            assert_eq!(hash(None, kind), hash(Some(small), kind));
+            let usual = hash(None, kind, Stack::USUAL);
+            assert_eq!(usual, hash(Some(small), kind, Stack::USUAL));
+            assert_eq!(usual, hash(None, kind, Stack::of(u64::MAX)), "whatever its call stack");
         }
-        assert_ne!(hash(None, Kind::Plain), hash(None, Kind::Later), "one engine would load the other's code");
+        let [plain, later] = [Kind::Plain, Kind::Later].map(|kind| hash(None, kind, Stack::USUAL));
+        assert_ne!(plain, later, "one engine would load the other's code");
     }
 }

@@ -1,7 +1,7 @@
 //! Why a guest ended before it was done, in words for its caller and its log: the actor, what it broke, and the limit or
 //! grant to change.
 
-use super::config::STACK_BYTES_MAX;
+use super::config::Stack;
 use super::dynamic::Failed;
 use super::guard::Denied;
 use super::limiter::Refused;
@@ -61,7 +61,12 @@ pub(super) fn explain(env: &Env, refused: Option<Refused>, e: &wasmtime::Error) 
     }
     let place = e.downcast_ref::<WasmBacktrace>().map_or(String::new(), place);
     let reason = match e.downcast_ref::<Trap>() {
-        Some(Trap::StackOverflow) => format!("{}: more than {STACK_BYTES_MAX} bytes of it", Trap::StackOverflow),
+        Some(Trap::StackOverflow) => {
+            let stack = bytes_text(Stack::of(limits.stack_bytes).bytes());
+            return CallError::Trapped(format!(
+                "actor {label} used up its {stack} of call stack{place}; raise limits.stack"
+            ));
+        }
         Some(trap) => trap.to_string(),
         None => e.root_cause().to_string(),
     };
@@ -112,6 +117,7 @@ fn place(backtrace: &WasmBacktrace) -> String {
 pub(super) fn bytes_text(bytes: u64) -> String {
     match bytes {
         b if b > 0 && b % (1 << 20) == 0 => format!("{} MiB", b >> 20),
+        b if b > 0 && b % (1 << 10) == 0 => format!("{} KiB", b >> 10),
         b => format!("{b} bytes"),
     }
 }

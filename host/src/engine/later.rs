@@ -1,22 +1,17 @@
-//! WASI 0.3: components whose functions wait by themselves, on an engine of their own beside that of WASI 0.2, whose
-//! calls would pay for it. It is made when the first such component comes. Everything that is denied until it is
-//! granted in WASI 0.2 is here as well, by the same context, the same hooks and the same guards.
+//! WASI 0.3: components whose functions wait by themselves, on engines of their own. Everything that is denied until it
+//! is granted in WASI 0.2 is here as well, by the same context, the same hooks and the same guards.
 //!
 //! An HTTP request to its `wasi:http/handler` runs in a fresh instance, which goes on until the body is out; in `many`
 //! it runs beside others.
 
-use super::cache::Cache;
-use super::clock::Clock;
 use super::invocation::{Run, Shared};
 use super::state::State;
-use super::{Error, Size, config, kept, link_wasi, start};
 use crate::call::{Body, CallError};
 use crate::origin::Origin;
 use http::Request;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::oneshot;
-use wasmtime::component::{Accessor, Linker};
+use wasmtime::component::Accessor;
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::p3;
@@ -27,29 +22,6 @@ use wasmtime_wasi_http::{FieldMap, WasiHttpView as _};
 pub(super) const HANDLER: &str = "wasi:http/handler";
 /// The version under which the library links WASI 0.3; a test sees that this is so.
 pub(super) const VERSION: &str = "0.3.0";
-
-/// The engine for components of WASI 0.3.
-pub(super) struct Later {
-    pub(super) engine: wasmtime::Engine,
-    /// Both WASI 0.3 and 0.2, linked once.
-    pub(super) wasi: Linker<State>,
-    pub(super) cache: Arc<Cache>,
-}
-
-impl Later {
-    pub(super) fn start(size: Size, cache_dir: &Path, clock: &Arc<Clock>) -> Result<Self, Error> {
-        let failed = |e: wasmtime::Error| Error::Start(format!("{e:#}"));
-        let (engine, _) = start(size, config::Kind::Later)?;
-        let cache = Cache::open(cache_dir, &engine)
-            .map_err(|source| Error::Cache { dir: cache_dir.display().to_string(), source })?;
-        let mut wasi = link_wasi(&engine).map_err(failed)?;
-        wasmtime_wasi::p3::add_to_linker(&mut wasi).map_err(failed)?;
-        p3::add_to_linker(&mut wasi).map_err(failed)?;
-        kept::bound_later(&mut wasi).map_err(failed)?;
-        clock.start(&engine, None).map_err(|e| Error::Start(e.to_string()))?;
-        Ok(Self { engine, wasi, cache: Arc::new(cache) })
-    }
-}
 
 /// One request to an instance; it has ended when the head of its answer is there. Of several at once, `origin` tells
 /// theirs apart.

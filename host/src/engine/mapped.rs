@@ -3,8 +3,9 @@
 //!
 //! Unmapping must never end an invocation: those under way hold on to what they run.
 
+use super::config::Stack;
 use super::state::{Env, State};
-use super::{Engine, Error, HANDLER, Inner, among, clock, guard, later};
+use super::{Engine, Error, HANDLER, among, clock, guard, later};
 use crate::engine::module::Module;
 use proto::app::Digest;
 use std::io;
@@ -28,10 +29,10 @@ pub(super) struct Linked {
 }
 
 impl Linked {
-    fn new(inner: &Inner, env: &Env, module: &Arc<Module>) -> Result<Arc<Self>, Error> {
-        let mut linker = inner.wasi(&module.component)?.clone();
+    fn new(env: &Env, module: &Arc<Module>) -> Result<Arc<Self>, Error> {
+        let mut linker = module.built.wasi.clone();
         module.link(&mut linker, &env.label)?;
-        let is_later = !wasmtime::Engine::same(module.component.engine(), &inner.engine);
+        let is_later = module.is_later();
         let refused = |e: wasmtime::Error| Error::Link { actor: env.label.clone(), reason: format!("{e:#}") };
         if is_later && (env.limits.concurrency > 1 || env.limits.reuse > 1) {
             among::shadow(&mut linker).map_err(refused)?;
@@ -53,6 +54,7 @@ impl Linked {
 /// One actor's code: mapped, or not.
 pub(super) struct Mapped {
     digest: Digest,
+    stack: Stack,
     source: Source,
     linked: RwLock<Option<Arc<Linked>>>,
     /// The tick at which it was last wanted.
@@ -61,9 +63,10 @@ pub(super) struct Mapped {
 
 impl Mapped {
     pub(super) fn new(engine: &Engine, env: &Env, module: &Arc<Module>, source: Source) -> Result<Arc<Self>, Error> {
-        let linked = Linked::new(&engine.inner, env, module)?;
+        let linked = Linked::new(env, module)?;
         let mapped = Self {
             digest: module.digest.clone(),
+            stack: module.built.stack,
             source,
             linked: RwLock::new(Some(linked)),
             used: AtomicU64::new(clock::ticks()),
@@ -80,13 +83,14 @@ impl Mapped {
             return Ok(linked);
         }
         let source = self.source.clone();
-        let module = engine.load(&self.digest, move || source()).await?;
+        let loading = engine.load_sized(&self.digest, self.stack.bytes(), 0, move || source(), |_| ());
+        let module = loading.await?;
         let linked = {
             let mut linked = self.linked.write().unwrap_or_else(PoisonError::into_inner);
             // Of those that came for it at once, the first links it.
             match &*linked {
                 Some(linked) => return Ok(linked.clone()),
-                None => linked.insert(Linked::new(&engine.inner, env, &module)?).clone(),
+                None => linked.insert(Linked::new(env, &module)?).clone(),
             }
         };
         engine.inner.mapped.add(self);

@@ -1,13 +1,12 @@
-//! Runs components: one wasmtime engine per process, compiled once per digest, linked once per actor, a fresh instance
-//! per invocation.
+//! Runs components: compiled once per digest, linked once per actor, a fresh instance per invocation.
 //!
-//! Reading order: `config` (how wasmtime is set up; `cgroup`: in how much memory), `cache` (compiled code on disk),
-//! `compile` (who makes it), `queue` (in which order), `module` (what a component imports and exports), `mapped` (an actor's
-//! code), `actor` (an actor revision and its invocations), `http`, `dynamic` and `batch` (the kinds of calls), `later` and
-//! `many` (WASI 0.3), `env` and `state` (what an actor and an instance carry), `kept` (what the host keeps for it),
-//! `limiter` and `slots` (its memory, and its right to be), `idle` (instances between requests), `granted`, `guard`, `wasi`
-//! and `outgoing` (what grants come to), `clock` (when a guest gives way), `lane` (which threads), `glue` (capabilities),
-//! `gate` (the queue).
+//! Reading order: `config` (how wasmtime is set up; `cgroup`: in how much memory), `engines` (each made once), `cache`
+//! (compiled code on disk), `compile` (who makes it), `queue` (in which order), `module` (what a component imports and
+//! exports), `mapped` (an actor's code), `actor` (an actor revision and its invocations), `http`, `dynamic` and `batch` (the
+//! kinds of calls), `later` and `many` (WASI 0.3), `env` and `state` (what an actor and an instance carry), `kept` (what the
+//! host keeps for it), `limiter` and `slots` (its memory, and its right to be), `idle` (instances between requests),
+//! `granted`, `guard`, `wasi` and `outgoing` (what grants come to), `clock` (when a guest gives way), `lane` (which threads),
+//! `glue` (capabilities), `gate` (the queue).
 //!
 //! A trap, an endless loop or a memory bomb ends one invocation, with a named error. Nothing in here may panic on what
 //! a guest does, and nothing that a guest can grow is without a bound.
@@ -23,6 +22,7 @@ mod clock;
 mod compile;
 mod config;
 mod dynamic;
+mod engines;
 mod env;
 mod failed;
 mod gate;
@@ -60,28 +60,24 @@ pub(crate) use tests::from_wit;
 
 use crate::metrics::Count;
 use actor::HANDLER;
-use cache::Cache;
 use clock::Clock;
-use config::{Kind, Size};
+use config::{Kind, Size, Stack};
+use engines::{Built, Engines};
 use idle::Idle;
 use lane::Lanes;
-use later::Later;
 use limiter::Budget;
-use proto::app::{ARTIFACT_BYTES_MAX, Digest};
+use proto::app::{ARTIFACT_BYTES_MAX, Digest, STACK_BYTES};
 use proto::component::is_later;
 use proto::policy::Policy;
 use queue::{Queue, Refusals};
 use slots::Slots;
-use state::State;
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 use tokio::sync::Semaphore;
-use wasmtime::component::{Component, HasData, Linker, ResourceTable};
-use wasmtime_wasi_io::bindings::wasi::io as wasi_io;
+use wasmtime::component::Component;
 
 /// The version in the lock file, which a test compares; the crate does not tell it.
 const WASMTIME_VERSION: &str = "48.0.8";
@@ -127,13 +123,7 @@ pub struct Engine {
 }
 
 struct Inner {
-    engine: wasmtime::Engine,
-    /// WASI, linked once; each actor adds what it imports to a copy.
-    wasi: Linker<State>,
-    cache: Arc<Cache>,
-    /// For components of WASI 0.3: made when the first one comes.
-    later: OnceLock<Result<Later, String>>,
-    cache_dir: PathBuf,
+    engines: Engines,
     compiler: Option<Compiler>,
     size: Size,
     /// What is loaded, and the right to load it, by digest.
@@ -159,7 +149,8 @@ struct Inner {
     loads: [Count; 2],
 }
 
-type Loading = tokio::sync::Mutex<Weak<Module>>;
+/// One for each call stack.
+type Loading = tokio::sync::Mutex<[Weak<Module>; Stack::SIZES]>;
 
 /// How far a component is that is not in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,23 +163,16 @@ pub enum Compiling {
 impl Engine {
     pub fn new(config: Config) -> Result<Self, Error> {
         let size = Size::of(&config);
-        let (engine, size) = start(size, Kind::Plain)?;
-        let cache = Cache::open(&config.cache_dir, &engine)
-            .map_err(|source| Error::Cache { dir: config.cache_dir.display().to_string(), source })?;
-        let wasi = link_wasi(&engine).map_err(|e| Error::Start(format!("{e:#}")))?;
         let clock = Arc::<Clock>::default();
+        let (engines, size) = Engines::start(size, config.cache_dir, &clock)?;
         let idle = Arc::new(Idle::new(usize::try_from(size.instances / 2).unwrap_or(usize::MAX)));
-        clock.start(&engine, Some(Arc::downgrade(&idle))).map_err(|e| Error::Start(e.to_string()))?;
+        clock.start(Arc::downgrade(&idle)).map_err(|e| Error::Start(e.to_string()))?;
         let lanes = Lanes::start().map_err(|e| Error::Start(e.to_string()))?;
         let Size { instances, memory_bytes, mapped } = size;
         tracing::info!(instances, memory_bytes, mapped, "what this machine can carry at once");
         Ok(Self {
             inner: Arc::new(Inner {
-                engine,
-                wasi,
-                cache: Arc::new(cache),
-                later: OnceLock::new(),
-                cache_dir: config.cache_dir,
+                engines,
                 compiler: config.compiler,
                 size,
                 modules: Mutex::default(),
@@ -248,18 +232,20 @@ impl Engine {
         digest: &Digest,
         bytes: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
     ) -> Result<Arc<Module>, Error> {
-        self.load_sized(digest, 0, bytes, |_| ()).await
+        self.load_sized(digest, STACK_BYTES, 0, bytes, |_| ()).await
     }
 
-    /// The same, of a component that has `len` bytes: when many are to be compiled, the shortest go first. What is in
-    /// the cache never waits for them. `told` learns how far it is.
+    /// The same, to run with this call stack, of a component that has `len` bytes: when many are to be compiled, the
+    /// shortest go first. What is in the cache never waits for them. `told` learns how far it is.
     pub async fn load_sized(
         &self,
         digest: &Digest,
+        stack_bytes: u64,
         len: u64,
         bytes: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
         told: impl Fn(Compiling) + Send,
     ) -> Result<Arc<Module>, Error> {
+        let stack = Stack::of(stack_bytes);
         let loading = self.loading(digest);
         let mut loading = match loading.clone().try_lock_owned() {
             Ok(loading) => loading,
@@ -269,18 +255,21 @@ impl Engine {
                 loading.lock_owned().await
             }
         };
-        if let Some(module) = loading.upgrade() {
+        if let Some(module) = loading[stack.at()].upgrade() {
             return Ok(module);
         }
         let cached = {
             let _few = self.inner.maps.acquire().await;
             let (inner, digest) = (self.inner.clone(), digest.clone());
-            blocking(move || Ok(inner.cached(&digest).map(|component| Arc::new(Module::new(digest, component)))))
-                .await?
+            blocking(move || {
+                let cached = inner.engines.cached(&digest, stack);
+                Ok(cached.map(|(component, built)| Arc::new(Module::new(digest, component, built))))
+            })
+            .await?
         };
         if let Some(module) = cached {
             self.inner.loads[1].add(1);
-            *loading = Arc::downgrade(&module);
+            loading[stack.at()] = Arc::downgrade(&module);
             return Ok(module);
         }
         if let Some(refused) = self.inner.refusals.of(digest, Instant::now()) {
@@ -294,9 +283,9 @@ impl Engine {
         blocking(move || {
             let _turn = turn;
             inner.loads[0].add(1);
-            let component = compile(&inner, &digest, bytes)?;
-            let module = Arc::new(Module::new(digest, component));
-            *loading = Arc::downgrade(&module);
+            let (component, built) = compile(&inner, &digest, stack, bytes)?;
+            let module = Arc::new(Module::new(digest, component, built));
+            loading[stack.at()] = Arc::downgrade(&module);
             Ok(module)
         })
         .await
@@ -304,7 +293,7 @@ impl Engine {
 
     /// Removes the compiled code of a component that nothing names any more. What runs of it goes on.
     pub fn forget(&self, digest: &Digest) {
-        if let Err(error) = self.inner.cache.forget(digest) {
+        if let Err(error) = self.inner.engines.usual.cache.forget(digest) {
             tracing::warn!(%digest, %error, "compiled code not removed");
         }
     }
@@ -320,78 +309,18 @@ impl Engine {
             return loading.clone();
         }
         // What nobody runs or loads any more is forgotten here, so that the table is as long as what is in use.
-        modules.retain(|_, l| Arc::strong_count(l) > 1 || l.try_lock().map_or(true, |m| m.strong_count() > 0));
+        let is_used = |all: &[Weak<Module>]| all.iter().any(|module| module.strong_count() > 0);
+        modules.retain(|_, l| Arc::strong_count(l) > 1 || l.try_lock().map_or(true, |all| is_used(&*all)));
         modules.entry(digest.clone()).or_default().clone()
     }
 }
 
-impl Inner {
-    /// A component compiled before, for whichever engine.
-    fn cached(&self, digest: &Digest) -> Option<Component> {
-        self.cache.load(&self.engine, digest).or_else(|| {
-            if self.later.get().is_none() && !self.cache.has_other(digest) {
-                return None;
-            }
-            let later = self.later().ok()?;
-            later.cache.load(&later.engine, digest)
-        })
-    }
-
-    /// What components of WASI 0.3 run on.
-    fn later(&self) -> Result<&Later, Error> {
-        let start = || Later::start(self.size, &self.cache_dir, &self.clock).map_err(|e| e.to_string());
-        self.later.get_or_init(start).as_ref().map_err(|why| Error::Start(why.clone()))
-    }
-
-    /// WASI as this component's engine has it.
-    fn wasi(&self, component: &Component) -> Result<&Linker<State>, Error> {
-        match wasmtime::Engine::same(component.engine(), &self.engine) {
-            true => Ok(&self.wasi),
-            false => Ok(&self.later()?.wasi),
-        }
-    }
-}
-
-/// Reserves address space for as many instances as may be, fewer if the machine refuses, none if it can not at all.
-fn start(mut size: Size, kind: Kind) -> Result<(wasmtime::Engine, Size), Error> {
-    loop {
-        match wasmtime::Engine::new(&config::wasmtime_config(Some(size), kind)) {
-            Ok(engine) => return Ok((engine, size)),
-            Err(error) if size.instances > 16 => {
-                tracing::info!(instances = size.instances, %error, "pool refused; trying half");
-                size.instances /= 2;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "no pool on this machine: instances start more slowly");
-                let engine = wasmtime::Engine::new(&config::wasmtime_config(None, kind));
-                return engine.map(|e| (e, size)).map_err(|e| Error::Start(format!("{e:#}")));
-            }
-        }
-    }
-}
-
-fn link_wasi(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<State>> {
-    let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    // Streams live in the table: whoever only answers needs no context of WASI.
-    linker.allow_shadowing(true);
-    wasi_io::error::add_to_linker::<State, Handles>(&mut linker, |state| &mut state.table)?;
-    wasi_io::poll::add_to_linker::<State, Handles>(&mut linker, |state| &mut state.table)?;
-    wasi_io::streams::add_to_linker::<State, Handles>(&mut linker, |state| &mut state.table)?;
-    linker.allow_shadowing(false);
-    kept::bound(&mut linker)?;
-    Ok(linker)
-}
-
-/// What `wasi:io` works on.
-struct Handles;
-
-impl HasData for Handles {
-    type Data<'a> = &'a mut ResourceTable;
-}
-
-fn compile(inner: &Inner, digest: &Digest, bytes: impl FnOnce() -> io::Result<Vec<u8>>) -> Result<Component, Error> {
+fn compile(
+    inner: &Inner,
+    digest: &Digest,
+    stack: Stack,
+    bytes: impl FnOnce() -> io::Result<Vec<u8>>,
+) -> Result<(Component, Arc<Built>), Error> {
     let bytes = bytes().map_err(|source| Error::Read { digest: digest.clone(), source })?;
     let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     if len > ARTIFACT_BYTES_MAX {
@@ -401,38 +330,22 @@ fn compile(inner: &Inner, digest: &Digest, bytes: impl FnOnce() -> io::Result<Ve
     if found != *digest {
         return Err(Error::Damaged { digest: digest.clone(), found });
     }
-    let on = match is_later(&bytes) {
-        true => {
-            let later = inner.later()?;
-            if let Some(component) = later.cache.load(&later.engine, digest) {
-                return Ok(component);
-            }
-            (&later.engine, &later.cache)
-        }
-        false => (&inner.engine, &inner.cache),
-    };
+    let built = inner.engines.get(if is_later(&bytes) { Kind::Later } else { Kind::Plain }, stack)?;
     let began = Instant::now();
     let compiled = match &inner.compiler {
-        Some(compiler) => compile_apart(compiler, on, digest, &bytes),
-        None => compile_here(on, digest, &bytes),
+        Some(compiler) => compile_apart(compiler, &built, digest, &bytes),
+        None => compile_here(&built, digest, &bytes),
     };
     let component = compiled.inspect_err(|error| inner.refusals.note(error, Instant::now()))?;
     let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(%digest, bytes = len, ms, apart = inner.compiler.is_some(), "compiled");
-    Ok(component)
+    Ok((component, built))
 }
-
-/// Whom code is made for, and where it is kept.
-type On<'a> = (&'a wasmtime::Engine, &'a Arc<Cache>);
 
 /// By a child process, through the cache. What it gives runs even if it can not be kept; where there is no child, the
 /// component does not: a stranger's bytes are never compiled in the process that serves.
-fn compile_apart(
-    compiler: &Compiler,
-    (engine, cache): On<'_>,
-    digest: &Digest,
-    bytes: &[u8],
-) -> Result<Component, Error> {
+fn compile_apart(compiler: &Compiler, built: &Built, digest: &Digest, bytes: &[u8]) -> Result<Component, Error> {
+    let Built { engine, cache, .. } = built;
     let code = compiler.compile(digest, bytes, cache.setup())?;
     let kept = cache.store(digest, &code);
     if let Err(error) = &kept {
@@ -449,7 +362,8 @@ fn compile_apart(
 }
 
 /// Where no compiler is set up: by this process.
-fn compile_here((engine, cache): On<'_>, digest: &Digest, bytes: &[u8]) -> Result<Component, Error> {
+fn compile_here(built: &Built, digest: &Digest, bytes: &[u8]) -> Result<Component, Error> {
+    let Built { engine, cache, .. } = built;
     let component = Component::from_binary(engine, bytes)
         .map_err(|e| Error::NotComponent { digest: digest.clone(), reason: not_component(bytes, &format!("{e:#}")) })?;
     let kept = component.serialize().map_err(io::Error::other).and_then(|code| cache.store(digest, &code));
@@ -470,6 +384,9 @@ fn not_component(bytes: &[u8], error: &str) -> String {
             "it is a core module; make a component of it with `wasm-tools component new`".to_owned()
         }
         [b'\0', b'a', b's', b'm', ..] => error.to_owned(),
+        [0x7f, b'E', b'L', b'F', ..] => {
+            "it is compiled code, which a host takes from its own cache alone; give the component itself".to_owned()
+        }
         _ => "it is no WebAssembly at all".to_owned(),
     }
 }

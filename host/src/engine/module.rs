@@ -1,9 +1,11 @@
 //! A loaded component and what its type says: what it imports, who serves that, and what it exports.
 
+use super::engines::Built;
 use super::state::State;
 use super::{Error, config, dynamic, glue};
 use proto::app::Digest;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use wasmtime::Engine;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, ComponentExportIndex, Linker, Type};
@@ -12,6 +14,8 @@ use wasmtime::component::{Component, ComponentExportIndex, Linker, Type};
 pub struct Module {
     pub(super) digest: Digest,
     pub(super) component: Component,
+    /// What it runs on.
+    pub(super) built: Arc<Built>,
     pub(super) exports: Exports,
 }
 
@@ -121,9 +125,9 @@ pub(super) fn without_version(name: &str) -> &str {
 }
 
 impl Module {
-    pub(super) fn new(digest: Digest, component: Component) -> Self {
+    pub(super) fn new(digest: Digest, component: Component, built: Arc<Built>) -> Self {
         let exports = exports(component.engine(), &component);
-        Self { digest, component, exports }
+        Self { digest, component, built, exports }
     }
 
     pub fn digest(&self) -> &Digest {
@@ -138,11 +142,18 @@ impl Module {
         linked || self.exports.keys().any(|name| !is_known(name))
     }
 
-    /// Slots that one of its instances takes: one, unless it has more memories or tables than are there for one.
+    /// Whether it is a component of WASI 0.3.
+    pub(super) fn is_later(&self) -> bool {
+        self.built.kind == config::Kind::Later
+    }
+
+    /// Slots that one of its instances takes: one, unless it has more memories or tables than are there for one, or a
+    /// larger call stack.
     pub(super) fn weight(&self) -> u32 {
         let (memories, tables) =
             self.component.resources_required().map_or((1, 1), |needs| (needs.num_memories, needs.num_tables));
-        memories.div_ceil(config::MEMORIES_PER_SLOT).max(tables.div_ceil(config::TABLES_PER_SLOT)).max(1)
+        let parts = memories.div_ceil(config::MEMORIES_PER_SLOT).max(tables.div_ceil(config::TABLES_PER_SLOT)).max(1);
+        parts.saturating_mul(self.built.stack.slots())
     }
 
     /// Exported interfaces, without version.

@@ -1,7 +1,7 @@
 //! Outgoing HTTP: the only door through which `wasi:http` leaves a guest. A request passes by what it asks for, then by
 //! the address that its name stands for, and that very address is connected to: a name is looked up once, so one that
-//! changes between the look and the leap gains nothing. HTTP/1.1, with the certificate authorities of the web and of this machine. The trace
-//! that the invocation belongs to goes along.
+//! changes between the look and the leap gains nothing. HTTP/1.1, with the certificate authorities of the web and of this
+//! machine. The trace that the invocation belongs to goes along.
 
 use super::output::Log;
 use super::state::{Env, Hooks};
@@ -239,7 +239,9 @@ fn authorities() -> RootCertStore {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };
     let of_machine = rustls_native_certs::load_native_certs();
     for error in &of_machine.errors {
-        tracing::warn!(%error, "certificate authorities of this machine can not be read; actors trust those of the web alone");
+        const LEFT: &str =
+            "certificate authorities of this machine can not be read; actors trust those of the web alone";
+        tracing::warn!(%error, "{LEFT}");
     }
     roots.add_parsable_certificates(of_machine.certs);
     roots

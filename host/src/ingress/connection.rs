@@ -74,15 +74,20 @@ where
         () = stop.cancelled() => return,
         first = timeout(limits.head_wait, first_bytes(&mut stream)) => first,
     };
-    let Ok(Ok((first, len))) = first else { return };
+    let (first, len) = match first {
+        Ok(Ok(first)) => first,
+        Ok(Err(_)) => return,
+        Err(_) => return front.meter.headless.add(1),
+    };
     let is_http2 = first == *H2_PREFACE;
     let io = TokioIo::new(Rewound { first, at: 0, len, stream, write_wait: limits.take_wait, late: None });
     let ended = if is_http2 {
-        speak_http2(io, client, front, limits, stop).await
+        speak_http2(io, client, front.clone(), limits, stop).await
     } else {
-        speak_http1(io, client, front, limits, stop).await
+        speak_http1(io, client, front.clone(), limits, stop).await
     };
     if let Err(error) = ended {
+        front.meter.headless.add(u64::from(error.is_timeout()));
         tracing::debug!(%error, "ingress connection ended");
     }
 }

@@ -95,6 +95,8 @@ pub struct Meter {
     /// Requests for which there is no route, and those that no actor could be asked.
     pub unrouted: Count,
     pub refused: Count,
+    /// Connections on which no head came in time, or not all of one.
+    pub headless: Count,
     /// Connections cut because the client took nothing.
     pub stalled: Count,
     /// Those that were closed at once, since their address has its share.

@@ -2,13 +2,14 @@
 
 use super::reader::{Cursor, Fields, Reader, shown};
 use super::traits::{Refusal, checked};
-use crate::app::Limits;
+use crate::app::{Limits, STACK_BYTES};
 use std::ops::RangeInclusive;
 
 const FIELDS: &[&str] = &[
     "memory",
     "table",
     "instances",
+    "stack",
     "deadline",
     "cpu",
     "queue",
@@ -23,13 +24,14 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const MEMORY_BYTES: RangeInclusive<u64> = 64 * KIB..=4 * GIB;
+const STACK: RangeInclusive<u64> = STACK_BYTES..=8 * MIB;
 const BODY_BYTES: RangeInclusive<u64> = 0..=1024 * GIB;
 const LOG_BYTES: RangeInclusive<u64> = 0..=64 * MIB;
 const TIME_MS: RangeInclusive<u64> = 1..=24 * 60 * 60 * 1_000;
 pub(crate) const QUEUE_LEN: RangeInclusive<u64> = 0..=1_000_000;
-const TABLE_ELEMENTS: RangeInclusive<u64> = 1..=1_000_000;
+pub(crate) const TABLE_ELEMENTS: RangeInclusive<u64> = 1..=1_000_000;
 /// What the engine has room for in one component.
-const INSTANCES: RangeInclusive<u64> = 1..=64;
+pub(crate) const INSTANCES: RangeInclusive<u64> = 1..=64;
 pub(crate) const OUTGOING_LEN: RangeInclusive<u64> = 0..=10_000;
 pub(crate) const REUSE: RangeInclusive<u64> = 1..=1_000_000;
 pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=10_000;
@@ -41,6 +43,7 @@ pub(super) fn limits(at: &Cursor<'_>, reader: &mut Reader) -> Option<Limits> {
     let memory = bytes(&mut fields, "memory", default.memory_bytes, memory, reader);
     let table = count(&mut fields, "table", default.table_elements_max, TABLE_ELEMENTS, reader);
     let instances = count(&mut fields, "instances", default.instances_max, INSTANCES, reader);
+    let stack = bytes(&mut fields, "stack", default.stack_bytes, stack, reader);
     let deadline = bytes(&mut fields, "deadline", default.deadline_ms, deadline, reader);
     let cpu = bytes(&mut fields, "cpu", default.cpu_ms, cpu, reader);
     let queue = count(&mut fields, "queue", default.queue_len_max, QUEUE_LEN, reader);
@@ -54,6 +57,7 @@ pub(super) fn limits(at: &Cursor<'_>, reader: &mut Reader) -> Option<Limits> {
         memory_bytes: memory?,
         table_elements_max: table?,
         instances_max: instances?,
+        stack_bytes: stack?,
         deadline_ms: deadline?,
         cpu_ms: cpu?,
         queue_len_max: queue?,
@@ -127,6 +131,14 @@ pub(crate) fn memory(text: &str) -> Result<u64, Refusal> {
         Some(bytes) if MEMORY_BYTES.contains(&bytes) => Ok(bytes),
         Some(_) => Err((format!("{} of memory is out of range", shown(text)), "give 64KiB to 4GiB")),
         None => Err((format!("{} is not an amount of memory", shown(text)), "write it as 64MiB")),
+    }
+}
+
+pub(crate) fn stack(text: &str) -> Result<u64, Refusal> {
+    match amount(text, BYTES) {
+        Some(bytes) if STACK.contains(&bytes) => Ok(bytes),
+        Some(_) => Err((format!("a call stack of {} is out of range", shown(text)), "give 512KiB to 8MiB")),
+        None => Err((format!("{} is not a size of a call stack", shown(text)), "write it as 1MiB")),
     }
 }
 

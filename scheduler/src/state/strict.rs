@@ -23,10 +23,3 @@ pub(super) fn problem(old: Option<&AppState>, new: &App) -> Option<String> {
     }
     None
 }
-
-/// Whether these bytes are an app with something strict in it.
-pub(super) fn is_in(spec: &[u8]) -> bool {
-    // Most apps have none, and need not be read for it.
-    let named = spec.windows(8).any(|bytes| bytes == b"\"strict\"");
-    named && App::from_json(spec).is_ok_and(|app| app.components.values().any(|c| c.strict))
-}

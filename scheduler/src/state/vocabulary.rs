@@ -2,20 +2,20 @@
 //! proposed that some scheduler of the lattice can not apply: replicas of different builds stay the same byte for byte.
 //! Must never be given a wildcard: a new command has to say since when it is there.
 
-use super::{State, strict};
+use super::State;
 use prost::Message;
+use proto::app::{App, Component, Kind, STACK_BYTES};
 use proto::v1 as pb;
 use proto::v1::command::What;
 
 /// The newest vocabulary that this build can apply.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The vocabulary in which a command appeared.
 fn since(what: &What) -> u32 {
     match what {
-        What::ApplyApp(apply) if strict::is_in(&apply.spec) => 3,
-        What::ApplyApp(_)
-        | What::DeleteApp(_)
+        What::ApplyApp(apply) => since_app(&apply.spec),
+        What::DeleteApp(_)
         | What::ScaleActor(_)
         | What::RollbackApp(_)
         | What::SetCordon(_)
@@ -31,6 +31,21 @@ fn since(what: &What) -> u32 {
         | What::IssueToken(_) => 1,
         What::SetAccess(_) | What::RemoveAccess(_) => 2,
         What::Refuse(_) => 3,
+    }
+}
+
+/// The vocabulary that has all of this app: an older build would not do as it says, or not keep what it says.
+fn since_app(spec: &[u8]) -> u32 {
+    // Most apps have none of it, and need not be read.
+    let names = |field: &[u8]| spec.windows(field.len()).any(|bytes| bytes == field);
+    if !names(b"\"strict\"") && !names(b"\"stack_bytes\"") {
+        return 1;
+    }
+    let deep = |c: &Component| matches!(&c.kind, Kind::Actor(actor) if actor.limits.stack_bytes != STACK_BYTES);
+    match App::from_json(spec) {
+        Ok(app) if app.components.values().any(|c| deep(c)) => 4,
+        Ok(app) if app.components.values().any(|c| c.strict) => 3,
+        _ => 1,
     }
 }
 
@@ -107,6 +122,25 @@ mod tests {
         assert!(entry(&state, 1, 2, 5, [old(), new()].concat()).is_ok());
         let unknown = vec![pb::Command::default()];
         assert!(entry(&state, 1, 2, 5, unknown).unwrap_err().contains("transfer-leader"));
+    }
+
+    #[test]
+    fn an_app_is_of_the_version_that_has_all_of_it() {
+        let of = |limits: &str| {
+            let text = format!(
+                "apiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata: {{name: shop}}\nspec:\n  components:\n  \
+                 - name: cart\n    type: component\n    properties: {{image: ./cart.wasm}}\n    traits:\n    \
+                 - {{type: limits, properties: {limits}}}\n"
+            );
+            proto::manifest::parse(&text, "app.yaml").unwrap().remove(0).app
+        };
+        let version = |app: &App| since(&What::ApplyApp(pb::ApplyApp { spec: app.to_json(), if_version: 0 }));
+        let (usual, deep) = (of("{stack: 512KiB}"), of("{stack: 1MiB}"));
+        let mut strict = usual.clone();
+        strict.components.values_mut().for_each(|c| c.strict = true);
+        assert_eq!([&usual, &strict, &deep].map(version), [1, 3, 4]);
+        assert!(!String::from_utf8(usual.to_json()).unwrap().contains("stack"), "older builds keep it byte for byte");
+        assert_eq!(App::from_json(&deep.to_json()).unwrap(), deep);
     }
 
     #[test]

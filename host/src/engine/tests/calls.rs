@@ -62,7 +62,7 @@ async fn calls_by_wave_text() {
     let error = call("deep", "0").await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "actor shop/cart trapped: call stack exhausted: more than 524288 bytes of it in function deep"
+        "actor shop/cart used up its 512 KiB of call stack in function deep; raise limits.stack"
     );
     assert!(matches!(call("spin", "").await, Err(CallError::Deadline(_))));
     let error = call("sub", "1, 2").await.unwrap_err();

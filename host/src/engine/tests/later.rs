@@ -181,6 +181,84 @@ async fn what_is_granted_is_there() {
 }
 
 #[tokio::test]
+async fn folders_stdin_and_exit_are_as_they_were_granted() {
+    let world = World::new();
+    let [kept, made] = ["kept", "made"].map(|name| {
+        let folder = world.dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        folder
+    });
+    std::fs::write(kept.join("note"), "noted").unwrap();
+    std::fs::write(world.dir.path().join("secret"), "told").unwrap();
+    std::os::unix::fs::symlink(world.dir.path().join("secret"), kept.join("link")).unwrap();
+    let folder = |host: &std::path::Path, write| Grants {
+        folders: vec![Folder { host: host.display().to_string(), guest: "/".into(), write }],
+        ..Grants::default()
+    };
+    assert_eq!(say(&world, Grants::default(), "/read?note").await, "no folder\n");
+    assert_eq!(say(&world, folder(&kept, false), "/read?note").await, "noted\n");
+    for path in ["/read?../secret", "/read?link", "/read?/etc/passwd", "/write?new=text", "/write?note=text"] {
+        let said = say(&world, folder(&kept, false), path).await;
+        assert!(said.starts_with("ErrorCode::") || said.starts_with("Error"), "{path}: {said}");
+    }
+    assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 2);
+    assert_eq!(std::fs::read(kept.join("note")).unwrap(), b"noted");
+    assert_eq!(say(&world, folder(&made, true), "/write?new=text").await, "written\n");
+    assert_eq!(std::fs::read(made.join("new")).unwrap(), b"text");
+    assert_eq!(say(&world, folder(&made, true), "/read?new").await, "text\n");
+
+    assert_eq!(say(&world, Grants::default(), "/stdin").await, "read \"\"\n");
+    let typed = Grants { stdin: Some("typed".into()), ..Grants::default() };
+    assert_eq!(say(&world, typed, "/stdin").await, "read \"typed\"\n");
+    let exit = Grants { exit: true, ..Grants::default() };
+    let said = say(&world, exit, "/exit?3").await;
+    assert_eq!(said, "error: actor shop/cart exited with code 3 before it was done");
+}
+
+#[tokio::test]
+async fn its_bodies_log_and_requests_out_are_bounded() {
+    let world = World::new();
+    let of = |limits: Limits| Spec { limits, ..world.spec() };
+    let actor = world.actor(later(), of(Limits { request_bytes_max: 1_000, ..Limits::default() })).await;
+    let error = actor.http(post("/echo", "x".repeat(1_001).leak()), None).await.unwrap_err();
+    let too_large = "the body of a request to actor shop/cart has more than 1000 bytes; raise limits.request";
+    assert_eq!(error, CallError::TooLarge(too_large.into()));
+    let pieces = (0..20).map(|_| Ok(hyper::body::Frame::data(Bytes::from_static(&[b'x'; 100]))));
+    let body = http_body_util::StreamBody::new(futures::stream::iter(pieces)).boxed_unsync();
+    let request = http::Request::builder().uri("/echo").header("host", "shop.example").body(body).unwrap();
+    let broken = actor.http(request, None).await.unwrap().into_body().collect().await;
+    assert!(broken.is_err() || broken.unwrap().to_bytes().len() <= 1_000);
+
+    let actor = world.actor(later(), of(Limits { response_bytes_max: 500, ..Limits::default() })).await;
+    assert_eq!(text(actor.http(post("/echo", "x".repeat(500).leak()), None).await).await.len(), 500);
+    let broken = actor.http(post("/echo", "x".repeat(501).leak()), None).await.unwrap().into_body().collect().await;
+    let error = broken.unwrap_err().to_string();
+    assert!(error.contains("has more than 500 bytes; raise limits.response"), "{error}");
+
+    let actor = world.actor(later(), of(Limits { log_bytes_per_s: 1_000, ..Limits::default() })).await;
+    let long = format!("/print?{}", "x".repeat(400));
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(text(actor.http(get(&long), None).await).await, "printed\n");
+    }
+    assert!(actor.drain(Duration::from_secs(10)).await);
+    let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap() + 2;
+    let lines = std::mem::take(&mut *world.lines.0.lock().unwrap());
+    let printed = lines.iter().filter(|(stream, _)| stream == "stdout").count();
+    assert!((1..=3 * seconds).contains(&printed), "{printed} in {seconds} s");
+    assert!(lines.iter().any(|(stream, text)| stream == "warn" && text.contains("raise limits.log")), "{lines:?}");
+
+    let addr = server();
+    let limits = Limits { outgoing_len_max: 0, ..Limits::default() };
+    let grants = Grants { http: vec![addr.to_string()], ..Grants::default() };
+    let actor = world.actor(later(), Spec { limits, grants, ..world.spec() }).await;
+    let said = text(actor.http(get(&format!("/ask?{addr}")), None).await).await;
+    assert!(said.contains("ConnectionLimitReached"), "{said}");
+    let lines = world.lines.0.lock().unwrap();
+    assert!(lines.iter().any(|(_, text)| text.contains("raise limits.outgoing")), "{lines:?}");
+}
+
+#[tokio::test]
 async fn neither_all_names_nor_a_range_leads_to_this_machine_or_to_the_bus() {
     let (dir, bus, other) = (tempfile::tempdir().unwrap(), server(), server());
     let engine = Engine::new(Config { bus: bus_at(&[bus]), ..config(&dir) }).unwrap();

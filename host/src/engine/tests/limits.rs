@@ -73,14 +73,78 @@ async fn core_instances_end_at_their_limit() {
 }
 
 #[tokio::test]
-async fn the_stack_ends_at_its_bound() {
+async fn the_stack_ends_at_its_limit() {
     let world = World::new();
     let deep = component(r#"(func $f (export "f") (result i32) (i32.add (call $f) (i32.const 1)))"#);
-    let actor = world.actor(deep, world.spec()).await;
     let began = Instant::now();
-    let CallError::Trapped(message) = actor.call_wave("", "f", "").await.unwrap_err() else { panic!("no trap") };
-    assert!(message.contains("call stack exhausted: more than 524288 bytes of it"), "{message}");
-    assert!(began.elapsed() < Duration::from_secs(5));
+    for (stack_bytes, said) in [(512 << 10, "512 KiB"), (1 << 20, "1 MiB"), (3 << 20, "4 MiB"), (8 << 20, "8 MiB")] {
+        let limits = Limits { stack_bytes, ..Limits::default() };
+        let actor = world.actor(deep.clone(), Spec { limits, ..world.spec() }).await;
+        let CallError::Trapped(message) = actor.call_wave("", "f", "").await.unwrap_err() else { panic!("no trap") };
+        let told = format!("actor shop/cart used up its {said} of call stack in function ");
+        assert!(message.starts_with(&told) && message.ends_with("; raise limits.stack"), "{message}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test]
+async fn a_larger_stack_takes_deeper_calls_and_more_of_the_host() {
+    let world = World::new();
+    let deep = r#"(component
+        (core module $m (func $f (export "f") (param i32) (result i32)
+          (if (result i32) (local.get 0)
+            (then (i32.add (call $f (i32.sub (local.get 0) (i32.const 1))) (i32.const 1)))
+            (else (i32.const 0)))))
+        (core instance $i (instantiate $m))
+        (func (export "f") (param "depth" u32) (result u32) (canon lift (core func $i "f"))))"#;
+    let deep = wat::parse_str(deep).unwrap();
+    let mut reached = Vec::new();
+    for stack_bytes in [512 << 10, 1 << 20, 8 << 20] {
+        let limits = Limits { stack_bytes, ..Limits::default() };
+        let actor = world.actor(deep.clone(), Spec { limits, ..world.spec() }).await;
+        let (mut least, mut most) = (1_u32, 1_000_000);
+        while most - least > least / 64 {
+            let depth = least.midpoint(most);
+            match actor.call_wave("", "f", &depth.to_string()).await {
+                Ok(said) => {
+                    assert_eq!(said, depth.to_string());
+                    least = depth;
+                }
+                Err(_) => most = depth,
+            }
+        }
+        reached.push(least);
+    }
+    let [usual, double, most] = reached[..] else { panic!("{reached:?}") };
+    assert!(usual > 1_000, "{reached:?}");
+    assert!((usual * 19 / 10..usual * 21 / 10).contains(&double), "{reached:?}");
+    assert!((usual * 15..usual * 17).contains(&most), "{reached:?}");
+    // Compiled once, whatever its stack.
+    assert_eq!(world.engine.loads(), (1, 2));
+    let digest = Digest::of(&deep);
+    for (stack_bytes, slots) in [(512 << 10, 1), (1 << 20, 2), (8 << 20, 9)] {
+        let bytes = deep.clone();
+        let module = world.engine.load_sized(&digest, stack_bytes, 0, || Ok(bytes), |_| ()).await.unwrap();
+        assert_eq!(module.weight(), slots);
+    }
+}
+
+#[tokio::test]
+async fn requests_run_on_a_larger_stack_as_on_the_usual_one() {
+    let world = World::new();
+    for bytes in [hello(), committed("tests/guests/later/later.wasm")] {
+        let limits = Limits { stack_bytes: 2 << 20, reuse: 3, ..Limits::default() };
+        let actor = world.actor(bytes, Spec { limits, ..world.spec() }).await;
+        for _ in 0..7 {
+            assert!(text(actor.http(get("/"), None).await).await.starts_with("Hello"));
+        }
+        assert!(actor.drain(Duration::from_secs(10)).await);
+    }
+    // Its clock ticks too.
+    let limits = Limits { stack_bytes: 2 << 20, cpu_ms: 100, ..Limits::default() };
+    let actor = world.actor(hostile(), Spec { limits, ..world.spec() }).await;
+    let error = actor.http(get("/loop"), None).await.unwrap_err().to_string();
+    assert!(error.contains("used up its 100 ms of processor time"), "{error}");
 }
 
 #[tokio::test]

@@ -56,6 +56,11 @@ async fn compiled_once_then_mapped_and_healed_when_damaged() {
     fs::remove_file(cached(&dir, "mac")).unwrap();
     load(&engine, &bytes, &reads).await.unwrap();
     assert_eq!(count(), 5);
+    // What this very host compiled is no component when it comes as one.
+    let native = fs::read(cached(&dir, "cwasm")).unwrap();
+    let refused = load(&engine, &native, &Arc::default()).await.map(drop).unwrap_err();
+    assert!(matches!(refused, Error::NotComponent { .. }), "{refused}");
+    assert!(refused.to_string().contains("compiled code, which a host takes from its own cache alone"), "{refused}");
     // Sound code of another component, with its own checksum, is not this one's.
     let (ours, mac) = (fs::read(cached(&dir, "cwasm")).unwrap(), fs::read(cached(&dir, "mac")).unwrap());
     let other = committed("manifests/counter/counter.wasm");
@@ -226,7 +231,7 @@ async fn where_no_child_can_be_started_nothing_is_compiled() {
 async fn code_that_can_not_be_kept_runs_from_memory() {
     let world = World::new();
     let mut said = vec![b'C'];
-    said.extend(world.engine.inner.engine.precompile_component(&hello()).unwrap());
+    said.extend(world.engine.inner.engines.usual.engine.precompile_component(&hello()).unwrap());
     let dir = tempfile::tempdir().unwrap();
     let compiler = compiler(&dir, "", &said);
     let engine = Engine::new(Config { compiler: Some(compiler), ..config(&dir) }).unwrap();

@@ -53,7 +53,8 @@ impl World {
         }
     }
     pub(super) async fn actor(&self, bytes: Vec<u8>, spec: Spec) -> Arc<Actor> {
-        let module = self.engine.load(&Digest::of(&bytes), || Ok(bytes)).await.unwrap();
+        let (digest, stack_bytes) = (Digest::of(&bytes), spec.limits.stack_bytes);
+        let module = self.engine.load_sized(&digest, stack_bytes, 0, || Ok(bytes), |_| ()).await.unwrap();
         self.engine.prepare(&module, spec).unwrap()
     }
 }

@@ -21,6 +21,13 @@ async fn slow_heads_are_cut_off() {
         let answer = tokio::time::timeout(Duration::from_secs(5), bench.raw(begun.as_bytes())).await;
         assert!(answer.is_ok(), "{begun:?} still holds its connection");
     }
+    // Each is counted, once its connection has ended.
+    let counted = async {
+        while bench.meter.headless.get() < 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), counted).await.unwrap();
     let mut stream = bench.connect().await;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").await.unwrap();
     // Sending a little now and then does not help.

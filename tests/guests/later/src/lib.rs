@@ -3,10 +3,11 @@
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
-use wasip3::cli::{environment, exit};
+use wasip3::cli::{environment, exit, stdin};
 use wasip3::clocks::{monotonic_clock, system_clock};
 use wasip3::exports::http::handler::Guest;
 use wasip3::filesystem::preopens;
+use wasip3::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
 use wasip3::http::client;
 use wasip3::http::types::{ErrorCode, Fields, Request, Response, Scheme};
 use wasip3::random::{insecure, random};
@@ -74,8 +75,17 @@ async fn tried(path: &str, query: &str) -> String {
             println!("printed {query}");
             "printed".to_owned()
         }
+        "/read" => read(query).await,
+        "/write" => match query.split_once('=') {
+            Some((name, text)) => write(name, text).await,
+            None => "a name, = and a text".to_owned(),
+        },
+        "/stdin" => {
+            let (from, _) = stdin::read_via_stream();
+            format!("read {:?}", all(from).await)
+        }
         "/exit" => {
-            exit::exit_with_code(3);
+            exit::exit_with_code(u8::try_from(number(query)).unwrap_or(u8::MAX));
             "still here".to_owned()
         }
         "/trap" => panic!("asked to"),
@@ -110,6 +120,47 @@ async fn ask(authority: &str) -> String {
     match client::send(request).await {
         Ok(response) => format!("status {}", response.get_status_code()),
         Err(e) => format!("{e:?}"),
+    }
+}
+
+/// What the file of that name in the first folder holds.
+async fn read(name: &str) -> String {
+    let Some((folder, _)) = preopens::get_directories().into_iter().next() else { return "no folder".to_owned() };
+    match folder.open_at(PathFlags::empty(), name.to_owned(), OpenFlags::empty(), DescriptorFlags::READ).await {
+        Ok(file) => all(file.read_via_stream(0).0).await,
+        Err(e) => format!("{e:?}"),
+    }
+}
+
+/// Makes that file, with this text in it.
+async fn write(name: &str, text: &str) -> String {
+    let Some((folder, _)) = preopens::get_directories().into_iter().next() else { return "no folder".to_owned() };
+    let file = match folder
+        .open_at(PathFlags::empty(), name.to_owned(), OpenFlags::CREATE, DescriptorFlags::WRITE)
+        .await
+    {
+        Ok(file) => file,
+        Err(e) => return format!("{e:?}"),
+    };
+    let (mut to, from) = wit_stream::new();
+    let written = file.write_via_stream(from, 0);
+    to.write_all(text.as_bytes().to_vec()).await;
+    drop(to);
+    match written.await {
+        Ok(()) => "written".to_owned(),
+        Err(e) => format!("{e:?}"),
+    }
+}
+
+/// All that comes until the end, as text.
+async fn all(mut from: wit_bindgen::StreamReader<u8>) -> String {
+    let mut found = Vec::new();
+    loop {
+        let (result, piece) = from.read(Vec::with_capacity(64 * 1024)).await;
+        found.extend_from_slice(&piece);
+        if !matches!(result, wit_bindgen::StreamResult::Complete(_)) {
+            return String::from_utf8_lossy(&found).into_owned();
+        }
     }
 }
 
