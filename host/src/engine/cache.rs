@@ -356,7 +356,9 @@ mod tests {
             dir.path().join(format!("{}-7.tmp", std::process::id())),
             dir.path().join(format!("{}-7.tmp", std::process::id() + 1)),
         );
-        [&own, &other].map(|path| fs::write(path, b"half").unwrap());
+        for path in [&own, &other] {
+            fs::write(path, b"half").unwrap();
+        }
         cache(dir.path());
         assert!(own.exists() && !other.exists());
     }
