@@ -13,7 +13,7 @@ fn what_goes_on_is_drawn_on_a_terminal() {
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 fn drawn(broker: Broker) {
-    if Command::new("script").arg("--version").output().is_err() {
+    if !Command::new("script").arg("--version").output().is_ok_and(|output| output.status.success()) {
         return leave_out("what is drawn on a terminal: there is no `script`: install it (Debian: bsdutils)");
     }
     let lattice = Lattice::start(broker);

@@ -57,6 +57,12 @@ impl Cache {
         Ok(cache)
     }
 
+    /// The same folder, for an engine of another setup.
+    pub(super) fn of_other(&self, engine: &Engine) -> Self {
+        let (dir, added) = (self.dir.clone(), AtomicU64::new(LOOK_BYTES));
+        Self { dir, setup: setup(engine), added, ..*self }
+    }
+
     pub(super) fn setup(&self) -> &str {
         &self.setup
     }
@@ -162,13 +168,11 @@ impl Cache {
         Ok(outer.finalize().into())
     }
 
-    /// Temporary files of processes that ended while writing; this one may be about it.
+    /// Temporary files of processes that ended while writing. Once, before anything is written.
     fn remove_leftovers(&self) -> io::Result<()> {
-        let own = format!("{}-", std::process::id());
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            let is_own = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&own));
-            if path.extension().is_some_and(|e| e == "tmp") && !is_own {
+            if path.extension().is_some_and(|e| e == "tmp") {
                 let _ = fs::remove_file(path);
             }
         }
@@ -350,17 +354,16 @@ mod tests {
     }
 
     #[test]
-    fn what_another_process_left_half_written_goes() {
+    fn what_was_left_half_written_goes_at_the_start_and_only_then() {
         let dir = tempfile::tempdir().unwrap();
-        let (own, other) = (
-            dir.path().join(format!("{}-7.tmp", std::process::id())),
-            dir.path().join(format!("{}-7.tmp", std::process::id() + 1)),
-        );
-        for path in [&own, &other] {
-            fs::write(path, b"half").unwrap();
-        }
-        cache(dir.path());
-        assert!(own.exists() && !other.exists());
+        // In a container each start has the same number.
+        let left = dir.path().join(format!("{}-7.tmp", std::process::id()));
+        fs::write(&left, b"half").unwrap();
+        let cache = cache(dir.path());
+        assert!(!left.exists());
+        fs::write(&left, b"half").unwrap();
+        let other = cache.of_other(&Engine::default());
+        assert!(left.exists() && other.key == cache.key && other.dir == cache.dir);
     }
 
     #[test]

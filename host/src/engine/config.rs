@@ -34,9 +34,16 @@ pub struct Config {
 /// Ticks after which one that computes for long gives way to others that do.
 pub(super) const BACK_TURN_TICKS: u64 = 5;
 /// What is left of a fiber's stack beneath the guest's frames, for what the host does when it is called from there.
-const HOST_STACK_BYTES: usize = 1536 * 1024;
-/// A larger call stack counts as another instance for each of these.
+const HOST_STACK_BYTES: usize = 1024 * 1024;
+/// How often a guest is entered on one fiber: by its caller, and from there by the host that asks it for memory. wasmtime
+/// gives each entry the whole of the call stack, and a guest that goes on beyond the fiber's end would end the process.
+const ENTRIES: u64 = 2;
+/// Larger stacks than the usual one's 1 MiB count as another instance for each of these.
 const STACK_SLOT_BYTES: u64 = 1024 * 1024;
+/// Of a larger stack, what is kept for the next instance and not given back.
+const STACK_KEEP_BYTES: usize = 64 * 1024;
+/// Fibers of a pool at least: one that waits may need another to go on.
+const STACKS_MIN: u32 = 4;
 /// Core instances that one component may hold: toolchains for Python and JavaScript make a dozen.
 pub(super) const CORE_INSTANCES_MAX: u32 = 64;
 pub(super) const TABLES_MAX: u32 = 64;
@@ -104,7 +111,7 @@ impl Stack {
 
     /// Slots that an instance with it takes.
     pub(super) fn slots(self) -> u32 {
-        let more = (self.bytes() - STACK_BYTES).div_ceil(STACK_SLOT_BYTES);
+        let more = (ENTRIES * (self.bytes() - STACK_BYTES)).div_ceil(STACK_SLOT_BYTES);
         u32::try_from(more).unwrap_or(u32::MAX).saturating_add(1)
     }
 }
@@ -161,7 +168,7 @@ fn read_number(path: impl AsRef<Path>) -> Option<u64> {
 
 /// The one place where wasmtime is configured. `pool` is left out on machines that can not reserve the address space.
 pub(super) fn wasmtime_config(pool: Option<Size>, kind: Kind, stack: Stack) -> wasmtime::Config {
-    let stack_bytes = usize::try_from(stack.bytes()).unwrap_or(usize::MAX);
+    let [stack_bytes, fiber_bytes] = [1, ENTRIES].map(|n| usize::try_from(n * stack.bytes()).unwrap_or(usize::MAX));
     let mut config = wasmtime::Config::new();
     config
         .strategy(Strategy::Cranelift)
@@ -176,33 +183,36 @@ pub(super) fn wasmtime_config(pool: Option<Size>, kind: Kind, stack: Stack) -> w
         .wasm_component_model_async(kind == Kind::Later)
         .epoch_interruption(true)
         .max_wasm_stack(stack_bytes)
-        .async_stack_size(stack_bytes + HOST_STACK_BYTES)
+        .async_stack_size(fiber_bytes.saturating_add(HOST_STACK_BYTES))
+        // What was used of a larger one would stay resident, in each pool that there is.
+        .async_stack_zeroing(stack != Stack::USUAL)
         .memory_init_cow(true)
         // On a small machine a compilation on all cores would stand in the way of what is being served.
         .parallel_compilation(std::thread::available_parallelism().is_ok_and(|n| n.get() > 2))
         .wasm_backtrace_max_frames(NonZeroUsize::new(BACKTRACE_FRAMES_MAX));
     if let Some(size) = pool {
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(size)));
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(size, stack)));
     }
     config
 }
 
-fn pooling(size: Size) -> PoolingAllocationConfig {
+fn pooling(size: Size, stack: Stack) -> PoolingAllocationConfig {
     let n = size.instances;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(n.saturating_mul(2))
         // These are only counted; memories and tables have a place each.
         .total_core_instances(n.saturating_mul(CORE_INSTANCES_MAX))
-        .total_memories(n.saturating_mul(MEMORIES_PER_SLOT))
-        .total_tables(n.saturating_mul(TABLES_PER_SLOT))
-        .total_stacks(n)
+        .total_memories(n.saturating_mul(MEMORIES_PER_SLOT).max(MEMORIES_MAX))
+        .total_tables(n.saturating_mul(TABLES_PER_SLOT).max(TABLES_MAX))
+        .total_stacks(n.max(STACKS_MIN))
+        .async_stack_keep_resident(STACK_KEEP_BYTES)
         .max_core_instances_per_component(CORE_INSTANCES_MAX)
         .max_memories_per_component(MEMORIES_MAX)
         .max_tables_per_component(TABLES_MAX)
         .max_memories_per_module(MEMORIES_MAX)
         .max_tables_per_module(TABLES_MAX)
         .table_elements(TABLE_ELEMENTS_MAX)
-        .max_unused_warm_slots(n.min(256));
+        .max_unused_warm_slots(if stack == Stack::USUAL { n.min(256) } else { 0 });
     if PoolingAllocationConfig::is_pagemap_scan_available() {
         // Without the scan, what is kept has to be cleared byte by byte, which costs more than it saves.
         pool.pagemap_scan(Enabled::Yes)
@@ -238,13 +248,13 @@ mod tests {
         assert_eq!(of(0), (512, 1, 0));
         assert_eq!(of(STACK_BYTES), (512, 1, 0));
         assert_eq!(of(STACK_BYTES + 1), (1024, 2, 1));
-        assert_eq!(of(2 << 20), (2048, 3, 2));
-        assert_eq!(of(3 << 20), (4096, 5, 3));
-        assert_eq!(of(8 << 20), (8192, 9, 4));
-        assert_eq!(of(u64::MAX), (8192, 9, Stack::SIZES - 1));
+        assert_eq!(of(2 << 20), (2048, 4, 2));
+        assert_eq!(of(3 << 20), (4096, 8, 3));
+        assert_eq!(of(8 << 20), (8192, 16, 4));
+        assert_eq!(of(u64::MAX), (8192, 16, Stack::SIZES - 1));
         let size = Size { instances: 100, memory_bytes: 1 << 30, mapped: 16 };
         assert_eq!(size.with(Stack::USUAL), size);
-        assert_eq!(size.with(Stack::of(8 << 20)).instances, 11);
+        assert_eq!(size.with(Stack::of(8 << 20)).instances, 6);
         assert_eq!(Size { instances: 4, ..size }.with(Stack::of(8 << 20)).instances, 1);
     }
 

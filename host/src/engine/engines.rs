@@ -10,7 +10,7 @@ use super::config::{self, Kind, Size, Stack};
 use super::state::State;
 use super::{Error, kept};
 use proto::app::Digest;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wasmtime::component::{Component, HasData, Linker, ResourceTable};
 use wasmtime_wasi_http::p3;
@@ -31,18 +31,17 @@ pub(super) struct Engines {
     /// At most one of each kind and stack.
     others: Mutex<Vec<Arc<Built>>>,
     size: Size,
-    cache_dir: PathBuf,
     clock: Arc<Clock>,
 }
 
 impl Engines {
     /// And what they can carry together, which may be less than `size` where the machine refuses to reserve so much.
-    pub(super) fn start(size: Size, cache_dir: PathBuf, clock: &Arc<Clock>) -> Result<(Self, Size), Error> {
+    pub(super) fn start(size: Size, cache_dir: &Path, clock: &Arc<Clock>) -> Result<(Self, Size), Error> {
         let (engine, size) = start(size, Kind::Plain, Stack::USUAL)?;
-        let cache = open(&cache_dir, &engine)?;
+        let cache = open(cache_dir, &engine)?;
         let usual = Arc::new(Built::new(engine, cache, Kind::Plain, Stack::USUAL)?);
         clock.tick(&usual.engine);
-        Ok((Self { usual, others: Mutex::default(), size, cache_dir, clock: clock.clone() }, size))
+        Ok((Self { usual, others: Mutex::default(), size, clock: clock.clone() }, size))
     }
 
     /// The engine of this kind with this call stack.
@@ -58,7 +57,7 @@ impl Engines {
         let of_kind = [&self.usual].into_iter().chain(&*others).find(|built| built.kind == kind);
         let cache = match of_kind {
             Some(built) => built.cache.clone(),
-            None => open(&self.cache_dir, &engine)?,
+            None => Arc::new(self.usual.cache.of_other(&engine)),
         };
         let built = Arc::new(Built::new(engine, cache, kind, stack)?);
         self.clock.tick(&built.engine);

@@ -164,7 +164,7 @@ impl Engine {
     pub fn new(config: Config) -> Result<Self, Error> {
         let size = Size::of(&config);
         let clock = Arc::<Clock>::default();
-        let (engines, size) = Engines::start(size, config.cache_dir, &clock)?;
+        let (engines, size) = Engines::start(size, &config.cache_dir, &clock)?;
         let idle = Arc::new(Idle::new(usize::try_from(size.instances / 2).unwrap_or(usize::MAX)));
         clock.start(Arc::downgrade(&idle)).map_err(|e| Error::Start(e.to_string()))?;
         let lanes = Lanes::start().map_err(|e| Error::Start(e.to_string()))?;

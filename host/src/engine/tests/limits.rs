@@ -122,10 +122,63 @@ async fn a_larger_stack_takes_deeper_calls_and_more_of_the_host() {
     // Compiled once, whatever its stack.
     assert_eq!(world.engine.loads(), (1, 2));
     let digest = Digest::of(&deep);
-    for (stack_bytes, slots) in [(512 << 10, 1), (1 << 20, 2), (8 << 20, 9)] {
+    for (stack_bytes, slots) in [(512 << 10, 1), (1 << 20, 2), (8 << 20, 16)] {
         let bytes = deep.clone();
         let module = world.engine.load_sized(&digest, stack_bytes, 0, || Ok(bytes), |_| ()).await.unwrap();
         assert_eq!(module.weight(), slots);
+    }
+}
+
+/// wasmtime gives the whole call stack to each entry: who recurses in the memory that the host asks for, deep in a call, has
+/// it twice. Beyond the fiber's end the process would end.
+#[tokio::test]
+async fn recursion_in_what_the_host_asks_for_is_a_trap_as_well() {
+    let world = World::new();
+    let text = |version: &str, parameter: &str| {
+        format!(
+            r#"(component
+            (import "wasi:random/random@{version}" (instance $random
+              (export "get-random-bytes" (func (param "{parameter}" u64) (result (list u8))))))
+            (core module $a
+              (memory (export "memory") 1)
+              (func $deep (result i32) (i32.add (call $deep) (i32.const 1)))
+              (func (export "realloc") (param i32 i32 i32 i32) (result i32) (call $deep)))
+            (core instance $a (instantiate $a))
+            (core func $bytes (canon lower (func $random "get-random-bytes")
+              (memory $a "memory") (realloc (func $a "realloc"))))
+            (core module $b
+              (import "random" "bytes" (func $bytes (param i64 i32)))
+              (func $f (export "f") (param i32 i32) (result i32)
+                (if (result i32) (local.get 0)
+                  (then (i32.add (call $f (i32.sub (local.get 0) (i32.const 1)) (local.get 1)) (i32.const 1)))
+                  (else (if (local.get 1) (then (call $bytes (i64.const 1) (i32.const 16)))) (i32.const 0)))))
+            (core instance $b (instantiate $b (with "random" (instance (export "bytes" (func $bytes))))))
+            (func (export "f") (param "depth" u32) (param "asks" u32) (result u32) (canon lift (core func $b "f"))))"#
+        )
+    };
+    for (version, parameter) in [("0.2.0", "len"), ("0.3.0", "max-len")] {
+        let bytes = wat::parse_str(text(version, parameter)).unwrap();
+        for stack_bytes in [512 << 10, 1 << 20, 2 << 20, 4 << 20, 8 << 20] {
+            let limits = Limits { stack_bytes, ..Limits::default() };
+            let grants = Grants { random: Some(proto::app::Random::Seed(7)), ..Grants::default() };
+            let actor = world.actor(bytes.clone(), Spec { limits, grants, ..world.spec() }).await;
+            let (mut least, mut most) = (1_u32, 1_000_000);
+            while most - least > least / 64 {
+                let depth = least.midpoint(most);
+                match actor.call_wave("", "f", &format!("{depth}, 0")).await {
+                    Ok(_) => least = depth,
+                    Err(_) => most = depth,
+                }
+            }
+            assert!(least > 1_000, "{least}");
+            // As deep as it may, and half as deep.
+            for depth in [least - least / 32, least / 2, 0] {
+                let error = actor.call_wave("", "f", &format!("{depth}, 1")).await.unwrap_err();
+                let CallError::Trapped(message) = &error else { panic!("{error:?}") };
+                assert!(message.contains("of call stack") && message.contains("raise limits.stack"), "{message}");
+            }
+            assert_eq!(actor.call_wave("", "f", "7, 0").await.unwrap(), "7");
+        }
     }
 }
 
