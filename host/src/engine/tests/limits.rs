@@ -144,8 +144,9 @@ async fn recursion_in_what_the_host_asks_for_is_a_trap_as_well() {
               (func $deep (result i32) (i32.add (call $deep) (i32.const 1)))
               (func (export "realloc") (param i32 i32 i32 i32) (result i32) (call $deep)))
             (core instance $a (instantiate $a))
-            (core func $bytes (canon lower (func $random "get-random-bytes")
-              (memory $a "memory") (realloc (func $a "realloc"))))
+            (alias core export $a "memory" (core memory $memory))
+            (alias core export $a "realloc" (core func $realloc))
+            (core func $bytes (canon lower (func $random "get-random-bytes") (memory $memory) (realloc $realloc)))
             (core module $b
               (import "random" "bytes" (func $bytes (param i64 i32)))
               (func $f (export "f") (param i32 i32) (result i32)
